@@ -26,6 +26,7 @@ $(STAMP):
 	@touch $@
 
 demo: $(STAMP)  ## MovieLens-100K, SmolLM2-135M: mean start against grounded start; prints a table and the report's path
+	$(BIN)/gti fetch
 	$(BIN)/gti study studies/demo.yaml
 
 # One thread for each of two notebooks at a time: small models gain nothing from more, and two cores are what is promised.

@@ -8,15 +8,20 @@ __all__ = ['RecDataset', 'load_dataset', 'Split']
 # %% ../nbs/02_data.ipynb #446a6ab0
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import GTIError, atomic_dir, check_choice, content_hash, read_json, write_json
-from .assets import EMBEDDED, asset_path
+from fastcore.basics import patch
+from . import core
+from .core import GTIError, atomic_dir, check_choice, read_json, write_json
 from .tables import ITEM_COLUMNS, movielens_tables, read_pair, toy_tables
 
 # %% ../nbs/02_data.ipynb #cb016345
+def _line(parts) -> str:
+    "Non-empty parts as sentences in one line."
+    parts = [p for p in parts if p]
+    return " ".join(p if p[-1] in ".!?" or i == len(parts) - 1 else p + "." for i, p in enumerate(parts))
+
 @dataclass
 class RecDataset:
     "Items with texts, and for every user the items taken, in time order."
@@ -44,12 +49,11 @@ class RecDataset:
 
     def text(self, i: int) -> str:
         "Title, description and categories of item row `i`, in one line."
-        parts = [p for p in self.items.iloc[i][["title", "description", "categories"]] if p]
-        return " ".join(p if p[-1] in ".!?" or p is parts[-1] else p + "." for p in parts)
+        return _line(self.items[c].iat[i] for c in ITEM_COLUMNS[1:])
 
     def texts(self) -> list[str]:
         "`text` of every item, in row order."
-        return [self.text(i) for i in range(self.n_items)]
+        return [_line(parts) for parts in zip(*(self.items[c].tolist() for c in ITEM_COLUMNS[1:]))]
 
     def __repr__(self): return f"RecDataset({self.name!r}: {self.n_items:,} items, {self.n_users:,} users, {sum(map(len, self.sequences)):,} events)"
 
@@ -143,7 +147,9 @@ class Split:
         return past if self.max_history is None else past[-self.max_history:]
 
 # %% ../nbs/02_data.ipynb #7094d04a
-def _leave_one_out(self: RecDataset,
+@patch
+def leave_one_out(
+    self: RecDataset,
     max_history: int | None = None,  # how many of the latest items a history holds; None is all
 ) -> Split:
     "Hold out the last item of every user for testing and the one before for validation."
@@ -153,22 +159,20 @@ def _leave_one_out(self: RecDataset,
     ends = np.array([s[-2:] for s in self.sequences], dtype=np.int64).reshape(-1, 2)
     return Split([s[:-2] for s in self.sequences], ends[:, 0], ends[:, 1], self.n_items, max_history)
 
-RecDataset.leave_one_out = _leave_one_out
-
 # %% ../nbs/02_data.ipynb #2a8e7df7
-def _content(self: RecDataset) -> str:
+@patch(as_prop=True)
+def content_hash(self: RecDataset) -> str:
     "16 hexadecimal digits that identify items, sequences, users and times."
     lengths = np.array([len(s) for s in self.sequences], dtype=np.int64)
     flat = lambda parts: np.concatenate(parts) if parts else np.zeros(0, np.int64)
     times = None if self.timestamps is None else flat(self.timestamps).astype("float64")
     columns = [json.dumps(self.items[c].tolist()) for c in ITEM_COLUMNS]
-    return content_hash(columns, lengths, flat(self.sequences), times, json.dumps([str(u) for u in self.user_ids]))
-
-RecDataset.content_hash = cached_property(_content)
-RecDataset.content_hash.__set_name__(RecDataset, "content_hash")
+    return core.content_hash(columns, lengths, flat(self.sequences), times, json.dumps([str(u) for u in self.user_ids]))
 
 # %% ../nbs/02_data.ipynb #78e364ee
-def _save(self: RecDataset,
+@patch
+def save(
+    self: RecDataset,
     folder: str | Path,  # where to; must be new or empty
 ) -> Path:  # the folder
     "Write items.parquet, events.parquet and dataset.json in one step."
@@ -180,7 +184,9 @@ def _save(self: RecDataset,
         write_json(new/"dataset.json", {"schema": 1, "name": self.name, "content_hash": self.content_hash, "report": self.report})
     return Path(folder)
 
-def _load(
+@patch(cls_method=True)
+def load(
+    cls: RecDataset,
     folder: str | Path,  # a folder that `save` wrote
 ) -> RecDataset:
     "Read a saved data set and check its content hash."
@@ -190,8 +196,6 @@ def _load(
     except (OSError, ValueError) as e: raise GTIError(f"{folder}: damaged, {str(e).splitlines()[0]}") from e
     user, user_ids = pd.factorize(events.user_id); cuts = np.flatnonzero(np.diff(user)) + 1
     cut = lambda column: np.split(events[column].to_numpy(), cuts)
-    data = RecDataset(items, cut("item"), list(user_ids), cut("timestamp") if "timestamp" in events else None, about["report"], about["name"])
+    data = cls(items, cut("item"), list(user_ids), cut("timestamp") if "timestamp" in events else None, about["report"], about["name"])
     if data.content_hash != about["content_hash"]: raise GTIError(f"{folder}: content hash is {data.content_hash}, expected {about['content_hash']}; the files were changed after saving")
     return data
-
-RecDataset.save, RecDataset.load = _save, staticmethod(_load)

@@ -96,13 +96,15 @@ def _texts(column: pd.Series, where: str) -> pd.Series:
 
 def _times(column: pd.Series, where: str) -> pd.Series:
     "Numbers as they are; dates as seconds since 1970 (UTC); anything else is an error with its row."
-    if pd.api.types.is_datetime64_any_dtype(column): times = pd.to_datetime(column, utc=True)
-    else:
-        times = pd.to_numeric(column, errors="coerce")
-        if times.isna().any(): times = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
-    bad = times.isna() | np.isinf(times.astype("float64") if pd.api.types.is_numeric_dtype(times) else 0.0)
-    if bad.any(): raise GTIError(f"{where}, column {column.name!r}: row {int(np.flatnonzero(bad)[0]) + 1} is {column[np.flatnonzero(bad)[0]]!r}, expected a number or an ISO date")
-    if pd.api.types.is_datetime64_any_dtype(times): times = (times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    if pd.api.types.is_integer_dtype(column) and not column.isna().any(): return column.astype("int64")
+    times = pd.Series(np.nan, column.index) if pd.api.types.is_datetime64_any_dtype(column) else pd.to_numeric(column, errors="coerce")
+    if pd.api.types.is_integer_dtype(times) and not times.isna().any(): return times.astype("int64")
+    times = times.astype("float64")
+    if times.isna().all():  # no numbers: dates
+        dates = pd.to_datetime(column, errors="coerce", utc=True, **({} if pd.api.types.is_datetime64_any_dtype(column) else {"format": "ISO8601"}))
+        times = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    bad = np.flatnonzero(~np.isfinite(times.to_numpy("float64")))
+    if len(bad): raise GTIError(f"{where}, column {column.name!r}: row {bad[0] + 1} is {column.iloc[bad[0]]!r}, expected a number or an ISO date, the same kind in all rows")
     return times.astype("int64") if (times % 1 == 0).all() else times.astype("float64")
 
 # %% ../nbs/02_tables.ipynb #dfeb65fa
@@ -140,7 +142,8 @@ def movielens_tables() -> tuple[pd.DataFrame, pd.DataFrame]:  # items, interacti
     folder = asset_path("movielens-100k", "data")
     films = pd.read_csv(folder/"ml-100k.item", sep="\t", dtype=str, keep_default_na=False, quoting=3)
     films.columns = [c.split(":")[0] for c in films.columns]
-    years = films.release_year.where(films.release_year != "", "an unknown year")
+    films = films.replace("unkonwn", "unknown")  # one entry without title and year, misspelt in the source
+    years = films.release_year.where(films.release_year.str.fullmatch(r"\d{4}"), "an unknown year")
     genres = films["class"].str.split().str.join(", ").where(films["class"] != "unknown", "")
     items = pd.DataFrame({"item_id": films.item_id, "title": films.movie_title.map(natural_title), "description": "Film from " + years, "categories": genres})
     events = pd.read_csv(folder/"ml-100k.inter", sep="\t", dtype={0: str, 1: str, 2: float, 3: float})

@@ -158,14 +158,16 @@ class NotebookJob(threading.Thread):
     def __init__(self, notebook: Path, output: Path, values: dict, progress_file: Path):
         super().__init__(daemon=True)
         self.notebook, self.output, self.values, self.error = notebook, output, values, None
+        self.ended = threading.Event()  # waited for instead of `join`, which an interrupt makes believe that the thread has ended (Python 3.11)
         self.kernel = _kernel_class({"GTI_PROGRESS": str(progress_file)})
 
     def run(self) -> None:
         import papermill
         logging.getLogger("papermill").setLevel(logging.ERROR)
         plain = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill fills in braces
-        try: papermill.execute_notebook(plain(self.notebook), plain(self.output), self.values, kernel_name="python3", progress_bar=False, start_timeout=180, iopub_timeout=120, kernel_manager_class=self.kernel)
+        try: papermill.execute_notebook(plain(self.notebook), plain(self.output), self.values, kernel_name="python3", language="python", progress_bar=False, start_timeout=180, iopub_timeout=120, kernel_manager_class=self.kernel)
         except BaseException as e: self.error = e
+        finally: self.ended.set()
 
     def stop(self, grace: float = 30) -> None:
         "Interrupt the kernel; kill it when it goes on for `grace` seconds."
@@ -173,7 +175,7 @@ class NotebookJob(threading.Thread):
             for k in self.kernel.started:
                 pid = getattr(k.provisioner, "pid", None)
                 if pid and k.provisioner.process is not None and k.provisioner.process.poll() is None: os.kill(pid, sign)
-            self.join(wait)
+            if self.ended.wait(wait): return
 
 # %% ../../nbs/82_runs.execute.ipynb #13d41422
 def _failure(job: NotebookJob) -> str | None:
@@ -222,13 +224,13 @@ def _attempt(job: NotebookJob, line: StatusLine, folder: Path, record: dict) -> 
     try:
         with _sigterm_interrupts():
             job.start()
-            while job.is_alive():
-                job.join(0.2); line.tick()
+            while not job.ended.wait(0.2):
+                line.tick()
                 if time.monotonic() - beat > HEARTBEAT: beat = time.monotonic(); record["heartbeat"] = time.time(); write_json(folder/"run.json", record)
         error = _failure(job); outcome = {"status": "failed", "error": error} if error else {"status": "finished"}
     except KeyboardInterrupt: job.stop(); outcome = {"status": "interrupted", "error": "interrupted by the user or the system"}
     finally:
-        if job.is_alive(): job.stop()
+        if job.is_alive() and not job.ended.is_set(): job.stop()
         facts = read_json(folder/"facts.json") if (folder/"facts.json").exists() else {}
         record |= facts | outcome | {"seconds": round(time.monotonic() - begun, 2), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_json(folder/"run.json", record)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'this_process', 'is_alive', 'Run', 'read_run', 'run_key', 'environment', 'lock_folder', 'find_runs',
-           'runs', 'record_facts']
+           'runs', 'record_facts', 'tokens_folder']
 
 # %% ../../nbs/80_runs.folder.ipynb #1f625fd6
 import os, platform, socket, subprocess, sys, time
@@ -103,13 +103,17 @@ def _processor() -> str:
     try: return next(l.split(":", 1)[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
+def _gpu() -> str | None:
+    "The graphics processors' names, without waking torch for it; None when there is none."
+    try: names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")
+    except (OSError, subprocess.SubprocessError): return None
+    return ", ".join(n.strip() for n in names if n.strip()) or None
+
 def environment() -> dict:
     "Versions and hardware, as far as they bear on a result."
-    import torch
-    version = lambda name: metadata.version(name)
-    return {"versions": {"gti_nb": gti_nb.__version__, "python": platform.python_version(), **{n: version(n) for n in ("torch", "transformers", "numpy")}},
+    return {"versions": {"gti_nb": gti_nb.__version__, "python": platform.python_version(), **{n: metadata.version(n) for n in ("torch", "transformers", "numpy")}},
             "git": _git_commit(), "platform": platform.platform(), "cpu": _processor(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+            "gpu": _gpu()}
 
 # %% ../../nbs/80_runs.folder.ipynb #685c37be
 @contextmanager
@@ -155,7 +159,8 @@ def runs(
     rows = []
     for r in find_runs(root):
         row = {"folder": str(r.folder), "pipeline": r.record.get("pipeline"), "status": r.status, "started": r.record.get("started"), "seconds": r.record.get("seconds")}
-        row |= {k: r.parameters[k] for k in ("arm", "init", "seed", "ground_steps", "sft_steps") if k in r.parameters}
+        row |= {k: r.record[k] for k in ("study", "arm") if k in r.record}
+        row |= {k: r.parameters[k] for k in ("init", "seed", "ground_steps", "sft_steps") if k in r.parameters}
         row |= {k: v for k, v in (r.record.get("metrics") or {}).items() if k in ("recall@10", "ndcg@10")}
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["folder", "pipeline", "status", "started", "seconds"])
@@ -172,3 +177,10 @@ def record_facts(
     if (out_dir/"run.json").exists() and read_run(out_dir).status == "running": return
     write_json(out_dir/"run.json", {"pipeline": pipeline, "status": "finished", "by_hand": True, "key": None, "parameters": parameters | {"out_dir": str(out_dir)},
                                     "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **environment(), **facts})
+
+# %% ../../nbs/80_runs.folder.ipynb #ada67d76
+def tokens_folder(
+    path: str | Path,  # a run folder of the tokenize pipeline, or a folder that `sid.tokenize` has written
+) -> Path:
+    "Where the data set, vectors and semantic IDs of a tokenize run lie."
+    return Path(path)/"tokens" if (Path(path)/"tokens").is_dir() else Path(path)

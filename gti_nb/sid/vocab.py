@@ -195,6 +195,15 @@ def old_hash(
     "Content hash of all old parameters, to prove that a stage left them alone."
     return content_hash(*[p.detach() for p in self.old_row_parameters() + (self.backbone_parameters() if backbone else [])])
 
+@patch
+def soft_cap(
+    self: SidModel,
+    logits: torch.Tensor,  # raw output of the head
+) -> torch.Tensor:
+    "The cap some models (Gemma 2) put on their final logits, `cap * tanh(logits / cap)`; for others the logits themselves."
+    cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
 # %% ../../nbs/13_sid.vocab.ipynb #b55b88bd
 @patch
 def compute_model(

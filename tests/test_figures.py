@@ -1,0 +1,133 @@
+"Every figure on hostile names, at scale, and through the disk."
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.io as pio
+import pytest
+
+from gti_nb.core import GTIError
+from gti_nb.diagnostics.summary import diagnose
+from gti_nb.figures.embeddings import cosine_figure, project, scatter_figure, spectrum_figure
+from gti_nb.figures.results import codes_figure, gain_figure, loss_figure, metric_figure, relative_gain
+from gti_nb.figures.stages import rsa_figure, spread_figure
+from gti_nb.figures.style import PALETTE, arm_colours, save_figure, shown
+
+EVIL = "<img src=x onerror=alert(1)></script>"
+
+
+def study(arms=("gti", "mean"), seeds=(0, 1)):
+    "Frames of a made-up study: diagnostics, losses and metrics."
+    rng = np.random.default_rng(0)
+    words = rng.normal(size=(200, 16)) + 0.5
+    sids = type("Sids", (), {"codebooks": [rng.normal(size=(8, 4)), rng.normal(size=(8, 4))]})
+    states = {"init": np.tile(words.mean(0), (16, 1)), "sft": rng.normal(size=(16, 16))}
+    found = [(a, s, stage, diagnose(rows, words, sids, seed=s)) for a in arms for s in seeds for stage, rows in states.items()]
+    diagnostics = pd.DataFrame([dict(arm=a, seed=s, stage=stage, **d.numbers) for a, s, stage, d in found])
+    losses = pd.DataFrame([dict(arm=a, seed=s, direction=way, step=i, loss=4 / i) for a in arms for s in seeds for way in ("text_to_sid", "next_item") for i in (1, 2, 3)])
+    metrics = pd.DataFrame([dict(arm=a, seed=s, metric=m, k=k, value=k / 100, low=k / 110, high=k / 90)
+                            for a in (*arms, "popularity") for s in seeds for m in ("recall", "ndcg") for k in (5, 10, 20)])
+    return diagnostics, losses, metrics, {a: d for a, _, _, d in found}, words, states
+
+
+def all_figures(arms, names=None):
+    diagnostics, losses, metrics, found, words, states = study(arms)
+    return {
+        "spectrum": spectrum_figure({a: d.arrays["spectrum"] for a, d in found.items()} | {"random": found[arms[0]].arrays["spectrum_random"]}),
+        "cosine": cosine_figure({a: d.arrays["cosine_new"] for a, d in found.items()}, {"level 1": 8, "level 2": 8}, labels=names),
+        "scatter": scatter_figure(states, words, [8, 8], names=names, old_names=names and names * 13),
+        "spread": spread_figure(diagnostics), "rsa": rsa_figure(diagnostics), "loss": loss_figure(losses), "metric": metric_figure(metrics),
+        "gain": gain_figure(metrics, baseline=arms[1]), "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16])}
+
+
+def test_every_figure_survives_json_and_uses_one_look():
+    for name, fig in all_figures(("gti", "mean")).items():
+        back = pio.from_json(fig.to_json())
+        assert back.to_json() == fig.to_json(), name
+        assert fig.layout.title.text and fig.layout.plot_bgcolor is None and fig.layout.template.layout.plot_bgcolor == "white", name
+        assert len(fig.data) and fig.layout.xaxis.title.text or name in ("cosine", "spread", "rsa"), name
+
+
+def test_names_from_data_are_escaped_in_every_figure(tmp_path):
+    names = [f"{EVIL}{i}" for i in range(16)]
+    for name, fig in all_figures((f"a{EVIL}", f"b{EVIL}"), names).items():
+        visible = [fig.layout.title.text, *(a.text for a in fig.layout.annotations)]
+        for trace in fig.data:
+            visible += [trace.name or "", trace.hovertemplate or "", *(trace.text if isinstance(trace.text, (list, tuple)) else [])]
+            if trace.type == "heatmap": visible += [*trace.x, *trace.y]
+        assert not any("<img" in v for v in visible if v), name
+        page = save_figure(fig, tmp_path, name).read_text()
+        assert "<img" not in page and page.count("</script>") == 3 == page.count("<script"), name
+
+
+def test_a_hostile_arm_reads_back_as_it_was_called():
+    assert shown(EVIL) == "&lt;img src=x onerror=alert(1)&gt;&lt;/script&gt;"
+    assert shown('say "no" & go') == 'say "no" &amp; go'
+
+
+def test_one_arm_has_one_colour_in_every_figure():
+    arms = ("mean", "gti", "normal_matched")
+    expected = {"gti": PALETTE[0], "mean": PALETTE[1], "normal_matched": PALETTE[2]}
+    for name, fig in all_figures(arms).items():
+        for trace in fig.data:
+            if trace.legendgroup not in expected: continue
+            colours = {c for c in (trace.line.color if trace.type == "scatter" else None, trace.marker.color) if c and c not in ("white",)}
+            assert colours <= {expected[trace.legendgroup]}, name
+    assert arm_colours(["gti"])["gti"] == arm_colours(arms)["gti"]
+    one = metric_figure(study()[2].query("arm == 'mean'"), colours=arm_colours(arms))
+    assert {t.marker.color for t in one.data if t.type == "bar"} == {PALETTE[1]}
+
+
+def test_a_single_arm_seed_stage_and_level_is_enough():
+    diagnostics, losses, metrics, *_ = study(("mean",), (0,))
+    diagnostics = diagnostics[diagnostics.stage == "sft"]
+    for fig in (spread_figure(diagnostics), rsa_figure(diagnostics), loss_figure(losses), metric_figure(metrics), gain_figure(metrics)):
+        assert fig.to_json()
+
+
+def test_collapsed_rows_make_figures_not_errors():
+    zeros = spectrum_figure({"mean": np.zeros(5), "gti": np.array([2.0, 1.0])})
+    assert zeros.data[1].name == "mean (all zero)" and zeros.data[0].name.startswith("gti (effective rank 1.9")
+    flat = project(np.ones((5, 3)), np.ones((4, 3)))
+    assert np.isfinite(flat.axes).all()
+
+
+@pytest.mark.parametrize("missing", ["arm", "metric", "k", "value"])
+def test_a_missing_column_is_named(missing):
+    metrics = study()[2].drop(columns=missing)
+    for figure in (metric_figure, gain_figure):
+        with pytest.raises(GTIError, match=f"columns {missing} are missing"): figure(metrics)
+
+
+def test_gain_needs_the_baseline_of_the_same_seed():
+    metrics = study()[2]
+    without = metrics[~((metrics.arm == "mean") & (metrics.seed == 1))]
+    assert set(relative_gain(without).seed) == {0}
+    assert set(relative_gain(metrics).seed) == {0, 1}
+    assert relative_gain(metrics.assign(value=metrics.value * np.where(metrics.arm == "gti", 1.5, 1))).gain.tolist() == pytest.approx([0.5] * 12)
+
+
+def test_large_figures_stay_small_on_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, words = rng.normal(size=(1024, 8)).astype(np.float32), rng.normal(size=(49_152, 8)).astype(np.float32)
+    square = cosine_figure({"gti": diagnose(rows, words).arrays["cosine_new"]}, {f"level {i}": 256 for i in (1, 2, 3, 4)}, [f"<a_{i}>" for i in range(1024)])
+    assert len(save_figure(square, tmp_path, "cosine").read_bytes()) < 2_000_000
+    cloud = scatter_figure({"init": rows, "grounded": rows, "sft": rows}, words, [256] * 4)
+    assert len(save_figure(cloud, tmp_path, "scatter").read_bytes()) < 500_000
+
+
+def test_saving_is_whole_repeatable_and_shares_one_library(tmp_path):
+    figures = all_figures(("gti", "mean"))
+    for name, fig in figures.items(): save_figure(fig, tmp_path / "figures", name)
+    first = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
+    assert set(first) == {"plotly.min.js"} | {f"{n}.{kind}" for n in figures for kind in ("html", "json")}
+    assert b'src="plotly.min.js"' in first["rsa.html"] and b"cdn" not in first["rsa.html"]
+    for name, fig in all_figures(("gti", "mean")).items(): save_figure(fig, tmp_path / "figures", name)
+    assert first == {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
+    assert json.loads(first["codes.json"])["layout"]["title"]["text"] == "Items for each code"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a b", "<x>"])
+def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(GTIError, match="name: got"): save_figure(spectrum_figure({"gti": np.ones(3)}), tmp_path, name)
+    assert not list(tmp_path.iterdir())
