@@ -27,6 +27,7 @@ def readme(notebook: Path) -> str:
     nb.metadata["language_info"] = {"name": "python"}
     text, resources = MarkdownExporter().from_notebook_node(nb)
     if resources.get("outputs"): sys.exit(f"{notebook}: pictures in outputs do not fit in README.md; save them under nbs/images and link them")
+    text = re.sub(r"<style scoped>.*?</style>\n", "", text, flags=re.S)  # pandas' own, which a README page shows as text
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

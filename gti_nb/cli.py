@@ -55,11 +55,12 @@ def _study(a: argparse.Namespace) -> None:
     from gti_nb.runs.execute import _shown
     from gti_nb.runs.study import study
     made = study(a.file, a.arms, a.seeds, a.out_dir, a.fresh)
+    import pandas as pd
     from gti_nb.runs.tables import metrics_table
-    trained = [r for r in made if r.record["pipeline"] == "train"]
-    print(metrics_table(trained).round(4).to_string())
-    for r in made:
-        if r.record["pipeline"] == "report": print(f"\nreport: {_shown(r.folder/'report.html')}")
+    report = next((r.folder for r in made if r.record["pipeline"] == "report"), None)
+    table = pd.read_csv(report/"metrics.csv", index_col="arm", dtype={"seeds": "Int64"}) if report else metrics_table([r for r in made if r.record["pipeline"] == "train"])
+    print(table.round(4).astype(object).fillna("").to_string())
+    if report: print(f"\nreport: {_shown(report/'report.html')}")
 
 # %% ../nbs/85_cli.ipynb #eb288847
 def _runs(a: argparse.Namespace) -> None:

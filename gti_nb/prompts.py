@@ -47,8 +47,8 @@ class Template:
 GROUNDING = {t.name: t for t in (
     Template("title_to_sid", "Title: {title}\nWhich semantic ID does this item have?", "{sid}"),
     Template("text_to_sid", "Item: {text}\nWhich semantic ID does this item have?", "{sid}"),
-    Template("sid_to_title", "Semantic ID: {sid}\nWhat is the title of this item?", "{title}", end=True),
-    Template("sid_to_text", "Semantic ID: {sid}\nDescribe this item.", "{text}", end=True))}
+    Template("sid_to_title", "What is the title of the item with this semantic ID?\n{sid}", "{title}", end=True),
+    Template("sid_to_text", "Describe the item with this semantic ID.\n{sid}", "{text}", end=True))}
 RETRIEVAL = Template("retrieval", "Continue the list of items this user has chosen, in order of time.", "{history}")
 
 # %% ../nbs/30_prompts.ipynb #c9b93482

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from .core import GTIError, pick_device, pick_dtype, progress
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from .core import GTIError, progress
 from .sid.vocab import SidModel
 
 # %% ../nbs/31_training.ipynb #30c9e432
@@ -90,6 +90,7 @@ def train_stage(
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         trainer = StageTrainer(model=module, args=args, train_dataset=_Steps(steps, batches), optimizers=(optimizer, None))
         trainer.records = []
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Progress(name, trainer.records, show))
         start = time.perf_counter()
         trainer.train()

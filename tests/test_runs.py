@@ -1,5 +1,5 @@
 "Runs as processes: what is left behind after success, failure, interruption and murder."
-import json, os, signal, subprocess, sys, time
+import json, os, pty, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, nbformat.v4 as v4, pytest
 from gti_nb.core import GTIError
@@ -100,8 +100,8 @@ def test_an_interrupted_run_says_so_and_can_be_repeated(tmp_path, sign):
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
     assert read_run(folder).status == "interrupted"
     assert "KeyboardInterrupt" in [o.get("ename") for o in outputs(folder/"job.ipynb")]
-    process = started(tmp_path/"out", path); process.send_signal(signal.SIGINT); process.communicate(timeout=60)
-    assert (tmp_path/"out.interrupted-1"/"run.json").exists()
+    assert run(notebook(tmp_path, "print(1)"), out_dir=folder, quiet=True).status == "finished"
+    assert read_run(tmp_path/"out.interrupted-1").status == "interrupted"
 
 
 def test_a_killed_run_shows_as_crashed(tmp_path):
@@ -118,8 +118,15 @@ def test_a_killed_run_shows_as_crashed(tmp_path):
 
 def test_progress_goes_to_the_terminal_and_not_into_the_notebook(tmp_path):
     path = notebook(tmp_path, "from gti_nb.core import progress\nimport time\nbar = progress(total=4, desc='ground')\nfor i in range(4): bar.set_postfix(loss='2.5'); bar.update(1); time.sleep(.8)\nbar.close()")
-    done = subprocess.run([*GTI, "run", str(path), "--out-dir", str(tmp_path/"out")], capture_output=True, text=True)
-    assert done.returncode == 0 and "ground" in done.stderr and "/4" in done.stderr and "loss=2.5" in done.stderr
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([*GTI, "run", str(path), "--out-dir", str(tmp_path/"out")], stderr=end); os.close(end)
+    said = b""
+    try:
+        while chunk := os.read(terminal, 4096): said += chunk
+    except OSError: pass  # how a terminal says that nobody writes to it any more
+    assert process.wait() == 0
+    live = [l for l in said.decode().split("\r\033[K") if "ground" in l]
+    assert any("/4" in l and "loss=2.5" in l and "left" in l for l in live) and b"finished in" in said
     assert outputs(tmp_path/"out"/"job.ipynb") == []
     assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["job.ipynb", "parameters.json", "run.json"]
 

@@ -11,22 +11,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
-import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 from ..core import GTIError, progress as progress_bar
 from .trie import SidTrie, children, items_of_leaves
 if TYPE_CHECKING: from gti_nb.sid.vocab import SidModel
 
 # %% ../../nbs/51_decode.beam.ipynb #b7f3a4d0
-def _read_prompts(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
-    "Logits after each prompt [B, V], the cache, and which cached positions are real [B, T]."
-    width, device = max(map(len, prompts)), model.device
+def _shared_length(prompts: list[list[int]]) -> int:
+    "How many first tokens all prompts have in common, leaving each at least one of its own."
+    first, last = min(prompts), max(prompts)
+    same = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+    return min(same, min(map(len, prompts)) - 1)
+
+def _read_shared(model: PreTrainedModel, ids: list[int]) -> list[tuple[Tensor, Tensor]]:
+    "Keys and values [1, heads, tokens, d_head] of every layer for the tokens all prompts begin with."
+    if not ids: return []
+    cache = model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=DynamicCache(), use_cache=True).past_key_values
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+def _read_prompts(model: PreTrainedModel, shared: list[tuple[Tensor, Tensor]], prompts: list[list[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
+    "Logits after each prompt [B, V], the cache, and which cached positions are real [B, T]; `prompts` without their shared beginning."
+    width, device, cache = max(map(len, prompts)), model.device, DynamicCache()
+    for layer, states in enumerate(shared): cache.update(*(x.expand(len(prompts), -1, -1, -1) for x in states), layer)
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    real = torch.arange(width, device=device) >= width - torch.tensor([len(p) for p in prompts], device=device)[:, None]
-    position, cache = (real.cumsum(1) - 1).clamp(min=0), DynamicCache()
+    own = torch.arange(width, device=device) >= width - torch.tensor([len(p) for p in prompts], device=device)[:, None]
+    real = torch.cat([own.new_ones(len(prompts), cache.get_seq_length()), own], 1)
+    position = (real.cumsum(1) - 1).clamp(min=0)[:, -width:]
     mask = None if bool(real.all()) else real.long()
     out = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1], out.past_key_values, real
+    return out.logits[:, -1], cache, real
 
 # %% ../../nbs/51_decode.beam.ipynb #2afb2f7a
 def _tree_mask(real: Tensor, path: Tensor, n_slots: int, dtype: torch.dtype) -> Tensor:
@@ -53,20 +66,21 @@ def _best(scores: Tensor, n: int) -> Tensor:
     return take.nonzero()[:, 1].view(len(scores), n)
 
 # %% ../../nbs/51_decode.beam.ipynb #7afa79c1
-def _extend(trie: SidTrie, level: int, nodes: Tensor, scores: Tensor, logits: Tensor, n_old: int, beams: int) -> tuple[Tensor, Tensor, Tensor]:
+def _extend(trie: SidTrie, level: int, nodes: Tensor, scores: Tensor, logits: Tensor, n_old: int, beams: int, open_nodes: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
     "The best children of `nodes` [B, W] given the logits [B, W, V] after each: node numbers, scores and parents' places, all [B, W']."
     codes = slice(n_old + trie.offsets[level], n_old + trie.offsets[level] + trie.level_sizes[level])
     logp = logits[..., codes].float() - logits.float().logsumexp(-1, keepdim=True)
     if not torch.isfinite(logp).all(): raise GTIError("model: its logits hold NaN or Inf; the run that trained it diverged, lower its learning rate or decode in fp32")
     child, there = children(trie, level, nodes)
+    if open_nodes is not None: there = there & open_nodes[level].gather(1, child.flatten(1)).view_as(child)
     total = scores[..., None] + logp.gather(-1, trie.codes[level].to(child.device)[child])
     best = _best(total.masked_fill(~there, float("-inf")).flatten(1), min(beams, len(trie.codes[level])))
     return child.flatten(1).gather(1, best), total.flatten(1).gather(1, best), best // child.shape[-1]
 
 
-def _search(model: PreTrainedModel, prompts: list[list[int]], trie: SidTrie, n_old: int, beams: int) -> tuple[Tensor, Tensor]:
+def _search(model: PreTrainedModel, shared: list[tuple[Tensor, Tensor]], prompts: list[list[int]], trie: SidTrie, n_old: int, beams: int, open_nodes: list[Tensor] | None) -> tuple[Tensor, Tensor]:
     "Leaf numbers and scores [B, W'] of one batch, best first."
-    logits, cache, real = _read_prompts(model, prompts)
+    logits, cache, real = _read_prompts(model, shared, prompts)
     logits, nodes = logits[:, None], torch.zeros(len(prompts), 1, dtype=torch.long, device=model.device)
     scores, path, fed = torch.zeros(nodes.shape, device=model.device), nodes[..., None][..., :0], 0
     for level in range(trie.levels):
@@ -75,25 +89,30 @@ def _search(model: PreTrainedModel, prompts: list[list[int]], trie: SidTrie, n_o
             path, fed = torch.cat([path, slots.expand_as(nodes)[..., None]], -1), fed + nodes.shape[1]
             ids = n_old + trie.offsets[level - 1] + trie.codes[level - 1].to(model.device)[nodes]
             logits = _read_codes(model, cache, real, path, ids)
-        nodes, scores, parent = _extend(trie, level, nodes, scores, logits, n_old, beams)
+        nodes, scores, parent = _extend(trie, level, nodes, scores, logits, n_old, beams, open_nodes)
         path = path.gather(1, parent[..., None].expand(-1, -1, path.shape[-1]))
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices
     return nodes.gather(1, order), scores.gather(1, order)
 
+# %% ../../nbs/51_decode.beam.ipynb #b0d0f2d3
+def _open_nodes(trie: SidTrie, excluded: list[Tensor], device: torch.device) -> list[Tensor]:
+    "Per level, which nodes lead to an item that is not excluded, for every prompt [B, n_nodes]."
+    items = torch.ones(len(excluded), trie.n_items)
+    for row, gone in zip(items, excluded): row[gone] = 0
+    groups = lambda first: torch.repeat_interleave(torch.arange(len(first) - 1), first.diff())
+    some = lambda members, first: torch.zeros(len(excluded), len(first) - 1).index_add_(1, groups(first), members).clamp_(max=1)
+    levels = [some(items[:, trie.leaf_items], trie.first_item)]
+    for first in reversed(trie.first[1:]): levels.insert(0, some(levels[0], first))
+    return [nodes.bool().to(device) for nodes in levels]
+
 # %% ../../nbs/51_decode.beam.ipynb #c596fcaa
 @contextmanager
-def _fp32_new_logits(model: PreTrainedModel):
-    "Within the block, a reduced-precision model's logits are fp32, those of the new tokens computed in fp32."
-    def refine(head, args, logits):
-        bias = None if head.new_bias is None else head.new_bias.float()
-        return torch.cat([logits[..., :len(head.rows.old)].float(), F.linear(args[0].float(), head.rows.new.float(), bias)], -1)
-    hook = None if model.dtype == torch.float32 else model.get_output_embeddings().register_forward_hook(refine)
+def _evaluating(model: PreTrainedModel):
+    "Evaluation mode within the block, the old mode after it."
     training = model.training
     model.eval()
     try: yield
-    finally:
-        model.train(training)
-        if hook: hook.remove()
+    finally: model.train(training)
 
 # %% ../../nbs/51_decode.beam.ipynb #45a9f988
 def _check(sid_model: "SidModel", prompts: list[list[int]], trie: SidTrie, beams: int, batch_size: int) -> None:
@@ -128,20 +147,28 @@ def beam_search(
     prompts: list[list[int]],  # token ids of each prompt, any lengths
     trie: SidTrie,  # of sid_model.sids
     beams: int = 20,  # W: prefixes kept at each level, and items returned at most
+    exclude: list | None = None,  # per prompt the item rows that must not be returned, such as the user's history
     batch_size: int = 16,  # prompts at a time; changes memory and speed, and results only by rounding
-    dtype: torch.dtype = torch.float32,  # of the backbone; lists are reproducible across batches in fp32, nearly so in bf16
+    dtype: torch.dtype = torch.float32,  # the model runs in; fp32 lists are the exact ones
     progress: bool = False,  # show a bar
 ) -> Beams:
     "The most probable items after each prompt by trie-constrained beam search: full-vocabulary log-probabilities, fixed depth."
     _check(sid_model, prompts, trie, beams, batch_size)
+    if exclude is not None and len(exclude) != len(prompts): raise GTIError(f"exclude: got {len(exclude)} lists for {len(prompts)} prompts; give one per prompt, [] for none")
+    gone = None if exclude is None else [torch.as_tensor(e, dtype=torch.long) for e in exclude]
     model = sid_model.compute_model(dtype)
     found = Beams(torch.full((len(prompts), beams), -1), torch.full((len(prompts), beams), float("-inf")), torch.full((len(prompts), beams, trie.levels), -1))
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with _fp32_new_logits(model):
+    with _evaluating(model):
+        n_shared = _shared_length(prompts) if prompts else 0
+        shared = _read_shared(model, prompts[0][:n_shared] if prompts else [])
         for start in progress_bar(range(0, len(prompts), batch_size), desc="decoding", enabled=progress):
             rows = order[start:start + batch_size]
-            leaves, scores = (x.cpu() for x in _search(model, [prompts[i] for i in rows], trie, sid_model.n_old, beams))
+            open_nodes = None if gone is None else _open_nodes(trie, [gone[i] for i in rows], model.device)
+            leaves, scores = (x.cpu() for x in _search(model, shared, [prompts[i][n_shared:] for i in rows], trie, sid_model.n_old, beams, open_nodes))
             for i, leaf, score in zip(rows, leaves, scores):
-                items, place = items_of_leaves(trie, leaf, beams)
+                leaf, score = leaf[score > float("-inf")], score[score > float("-inf")]
+                items, place = items_of_leaves(trie, leaf, beams if gone is None else beams + len(gone[i]))
+                if gone is not None: items, place = (x[~torch.isin(items, gone[i])][:beams] for x in (items, place))
                 found.items[i, :len(items)], found.scores[i, :len(items)], found.codes[i, :len(items)] = items, score[place], trie.leaves[leaf[place]]
     return found

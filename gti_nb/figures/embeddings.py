@@ -18,14 +18,14 @@ from .style import PALETTE, REFERENCES, STAGES, arm_colours, panels, place, show
 
 # %% ../../nbs/66_figures.embeddings.ipynb #b46c4612
 def spectrum_figure(
-    spectra: Mapping[str, np.ndarray],  # singular values, largest first [k], by arm; "pretrained" and "random" are references
+    spectra: Mapping[str, np.ndarray],  # singular values, largest first [k], by arm or stage, in the order of the legend; "pretrained" and "random" come last
     title: str = "Singular values of the new rows",
     colours: Mapping[str, str] | None = None,  # of all arms of the study; by name order when None
 ) -> go.Figure:
     "Singular spectra on a logarithmic axis, with the effective rank in the legend (the paper's Fig. 2b, 7a, 8)."
     colours = arm_colours(spectra) | dict(colours or {})
     fig = panels([""], title, height=430)
-    for name in sorted(spectra, key=lambda n: (n in REFERENCES, n)):
+    for name in sorted(spectra, key=lambda n: n in REFERENCES):  # in the order given, references last
         s = np.asarray(spectra[name], dtype=np.float64)
         kept = s[s > 1e-6 * s.max(initial=0)]
         rank, dashed = entropy_rank(s), name in REFERENCES
@@ -102,7 +102,7 @@ def project(
     _, s, axes = np.linalg.svd(weighted, full_matrices=False)
     if len(s) < 2: raise GTIError(f"rows: got {new.shape}, a map needs at least two dimensions")
     axes = axes[:2] * np.sign(axes[:2][[0, 1], np.abs(axes[:2]).argmax(axis=1)])[:, None]
-    return Projection(mean, axes, (s**2 / np.square(s).sum())[:2])
+    return Projection(mean, axes, (s**2 / (np.square(s).sum() or 1.0))[:2])
 
 # %% ../../nbs/66_figures.embeddings.ipynb #4d337cc1
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")

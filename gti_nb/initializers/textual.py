@@ -7,6 +7,7 @@ __all__ = ['text_mean']
 
 # %% ../../nbs/22_initializers.textual.ipynb #34e7ab87
 import torch
+import torch.nn.functional as F
 from ..core import GTIError
 from .base import InitContext, initializer
 from ..prompts import encode_text_only
@@ -17,9 +18,8 @@ def _text_means(context: InitContext, texts: list[str]) -> tuple[torch.Tensor, t
     ids = [encode_text_only(context.sid_model.tokenizer, text) for text in texts]
     lengths = torch.tensor([len(i) for i in ids])
     if not lengths.any(): raise GTIError("text_mean: none of the texts has a token; give items titles or descriptions, or choose another initializer")
-    flat, owner = torch.tensor([t for i in ids for t in i]), torch.arange(len(ids)).repeat_interleave(lengths)
-    counts = torch.sparse_coo_tensor(torch.stack([owner, flat]), torch.ones(len(flat)), (len(ids), len(context.old))).coalesce()
-    return (counts @ context.old).double() / lengths.clamp(min=1)[:, None], lengths > 0
+    flat, starts = torch.tensor([t for i in ids for t in i]), lengths.cumsum(0) - lengths
+    return F.embedding_bag(flat, context.old, starts, mode="mean").double(), lengths > 0
 
 # %% ../../nbs/22_initializers.textual.ipynb #35ac4989
 @initializer("text_mean")

@@ -41,7 +41,7 @@ def file_bar(
 # %% ../../nbs/81_runs.kernel.ipynb #a454b04f
 def kernel_command() -> list[str]:
     "The command that starts this kernel; `{connection_file}` is filled in by Jupyter."
-    return [sys.executable, "-c", "from gti_nb.runs.kernel import main; main()", "--IPKernelApp.log_level=ERROR", "-f", "{connection_file}"]
+    return [sys.executable, "-c", "from gti_nb.runs.kernel import main; main()", "--IPKernelApp.log_level=CRITICAL", "-f", "{connection_file}"]
 
 def main() -> None:
     "Start the kernel; with GTI_PROGRESS in the environment, bars write to the file it names."

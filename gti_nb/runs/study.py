@@ -69,10 +69,10 @@ def read_study(
     return study
 
 # %% ../../nbs/83_runs.study.ipynb #be581b70
-def _one(pipeline: str, label: str, parameters: dict, root: Path, tags: dict, **options: Any) -> Run:
+def _one(pipeline: str, name: str, label: str, parameters: dict, root: Path, tags: dict, **options: Any) -> Run:
     "A run of a study, in a folder named after it and its key."
     values = check_parameters(label, pipeline_parameters(pipeline_path(pipeline)), parameters)
-    return run(pipeline, parameters, root/f"{tags.get('run', pipeline)}-{run_key(pipeline, values)[:8]}", tags=tags, label=label, **options)
+    return run(pipeline, parameters, root/f"{name}-{run_key(pipeline, values)[:8]}", tags=tags, label=label, **options)
 
 def study(
     path: str | Path,  # a study file
@@ -86,14 +86,14 @@ def study(
     plan = read_study(path, arms, seeds); root = Path(out_dir)/plan.name; todo = plan.plan()
     say = lambda text: None if quiet else print(text, file=sys.stderr, flush=True)
     total = len(todo) + 1 + plan.report
-    made = [_one("tokenize", f"[1/{total}] tokenize", plan.tokenize, root, {"study": plan.name}, quiet=quiet)]
+    made = [_one("tokenize", "tokenize", f"[1/{total}] tokenize", plan.tokenize, root, {"study": plan.name}, quiet=quiet)]
     taken = []
     for n, (arm, seed) in enumerate(todo, 2):
         parameters = {"tokens_dir": str(made[0].folder)} | plan.common | plan.arms[arm] | {"seed": seed}
-        made.append(_one("train", f"[{n}/{total}] {arm} seed {seed}", parameters, root, {"study": plan.name, "arm": arm, "run": f"{arm}-seed{seed}"}, fresh=fresh, quiet=quiet))
+        made.append(_one("train", f"{arm}-seed{seed}", f"[{n}/{total}] {arm} seed {seed}", parameters, root, {"study": plan.name, "arm": arm}, fresh=fresh, quiet=quiet))
         if not made[-1].reused: taken.append(made[-1].record["seconds"])
-        if taken and (left := len(todo) - n + 1): say(f"about {_clock(left * sum(taken) / len(taken))} left for {left} more trainings")
+        if taken and (left := len(todo) - n + 1): say(f"about {_clock(left * sum(taken) / len(taken))} left for {left} more training{'s' * (left > 1)}")
     if plan.report:
-        chosen = [str(r.folder) for r in made[1:]]
-        made.append(_one("report", f"[{total}/{total}] report", {"study_dir": str(root), "runs": chosen, "baseline": plan.baseline if plan.baseline in plan.arms else next(iter(plan.arms))}, root, {"study": plan.name}, html=True, quiet=quiet))
+        wanted = {"study_dir": "", "runs": [str(r.folder) for r in made[1:]], "baseline": plan.baseline if plan.baseline in plan.arms else next(iter(plan.arms))}
+        made.append(_one("report", "report", f"[{total}/{total}] report", wanted, root, {"study": plan.name}, html=True, quiet=quiet))
     return made

@@ -25,7 +25,7 @@ class SFTConfig:
     batch_size: int = 8  # windows a step
     window: int = 32  # items a window at most
     learning_rate: float = 5e-4  # peak, of the transformer's layers
-    learning_rate_new_rows: float = 3e-3  # peak, of the new rows
+    learning_rate_new: float = 3e-3  # peak, of the new rows
     warmup_steps: int = 10  # linear warm-up
     lr_scheduler_type: str = "linear"  # decay, a name `TrainingArguments` knows
     old_rows: str = "frozen"  # "frozen" or "trained"; training them is much slower on a CPU
@@ -93,8 +93,8 @@ def finetune(
     sid_model.train_only(backbone=True, old_rows=trained_old)
     before, batches = sid_model.old_hash(backbone=False), sft_windows(split, config)
     groups = [dict(params=sid_model.backbone_parameters() + sid_model.old_row_parameters() * trained_old, lr=config.learning_rate),
-              dict(params=sid_model.new_parameters(), lr=config.learning_rate_new_rows)]
-    records, seconds = train_stage("fine-tuning", NextItemLoss(sid_model), lambda step: dict(windows=batches[step], direction="history_to_sid"), groups, config.steps,
+              dict(params=sid_model.new_parameters(), lr=config.learning_rate_new)]
+    records, seconds = train_stage("sft", NextItemLoss(sid_model), lambda step: dict(windows=batches[step], direction="history_to_sid"), groups, config.steps,
         warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, autocast=pick_dtype(config.precision, sid_model.device) == torch.bfloat16,
         device=sid_model.device, seed=config.seed, show=progress)
     sid_model.model.eval()

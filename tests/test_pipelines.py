@@ -1,0 +1,104 @@
+"The pipelines on tiny settings, through real papermill and a real kernel."
+import json, subprocess, sys
+from pathlib import Path
+import nbformat, numpy as np, pandas as pd, pytest
+from safetensors import safe_open
+from gti_nb.runs.folder import find_runs, read_run, runs
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def study(outputs, *more):
+    return subprocess.run([str(BIN/"gti"), "study", str(ROOT/"studies"/"tiny.yaml"), "--out-dir", str(outputs), *more], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    "The tiny study, run once: its folder and what the command said."
+    outputs = tmp_path_factory.mktemp("outputs")
+    said = study(outputs)
+    assert said.returncode == 0, said.stderr
+    return outputs/"tiny", said
+
+
+def of(folder, pipeline, arm=None):
+    return next(r for r in find_runs(folder) if r.record["pipeline"] == pipeline and r.record.get("arm") == arm)
+
+
+def test_it_ends_with_a_table_and_the_report(done):
+    folder, said = done
+    for word in ("mean", "gti", "popularity", "transitions", "recall@10", "report.html"): assert word in said.stdout
+    assert sorted(r.record["pipeline"] for r in find_runs(folder)) == ["report", "tokenize", "train", "train"]
+    assert set(runs(folder).status) == {"finished"}
+
+
+def test_a_training_keeps_everything(done):
+    for arm, stages in [("mean", ["init", "sft"]), ("gti", ["init", "grounded", "sft"])]:
+        run = of(done[0], "train", arm)
+        for stage in stages:
+            with safe_open(run.folder/"rows"/f"{stage}.safetensors", "np") as f:
+                rows = f.get_tensor("rows"); names = json.loads(f.metadata()["token_names"])
+            assert len(rows) == len(names) and np.isfinite(rows).all() and names[0] == "<a_0>"
+        assert sorted(p.stem for p in (run.folder/"rows").iterdir()) == sorted(stages)
+        losses = pd.DataFrame(json.loads((run.folder/"losses.json").read_text()))
+        assert losses.groupby("stage").step.nunique().to_dict() == ({"sft": 6} if arm == "mean" else {"grounding": 4, "sft": 6})
+        per_user = run.per_user()
+        assert len(per_user) == 30 == run.metrics["metrics"]["users"] and run.metrics["metrics"]["recall@10"] == pytest.approx(per_user["recall@10"].mean())
+        assert run.record["metrics"] == run.metrics["metrics"] and set(run.record["hashes"]) == {"data", "sids", "old_rows"}
+        for stage in run.record["stages"].values(): assert stage["seconds"] > 0
+        assert not [p for p in run.folder.iterdir() if p.name.startswith(".")]
+
+
+def test_arms_share_data_and_start(done):
+    mean, gti = of(done[0], "train", "mean"), of(done[0], "train", "gti")
+    assert mean.record["hashes"]["data"] == gti.record["hashes"]["data"] and mean.record["hashes"]["sids"] == gti.record["hashes"]["sids"] and mean.record["hashes"]["old_rows"] != ""
+    rows = lambda run, stage: safe_open(run.folder/"rows"/f"{stage}.safetensors", "np").get_tensor("rows")
+    assert (rows(mean, "init") == rows(gti, "init")).all() and not (rows(gti, "init") == rows(gti, "grounded")).all()
+
+
+def test_the_report_holds_tables_and_live_figures(done):
+    report = of(done[0], "report").folder
+    page = (report/"report.html").read_text()
+    assert page.count("Plotly.newPlot(") >= 6 and "transitions" in page and "Traceback" not in page
+    table = pd.read_csv(report/"metrics.csv", index_col="arm")
+    assert list(table.index) == ["mean", "gti", "popularity", "transitions"] and (table.users == 30).all()
+    assert {"metrics", "loss-sft", "spectrum", "cosines", "spread"} <= {p.stem for p in (report/"figures").glob("*.html")}
+    results = json.loads((report/"results.json").read_text())
+    assert len(results["metrics"]) == 4 and {r["arm"] for r in results["comparison"]} == {"mean", "gti"}
+
+
+def test_a_second_call_reuses_everything(done):
+    folder, _ = done
+    before = sorted(folder.rglob("*"))
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
+    again = study(folder.parent)
+    assert again.returncode == 0 and again.stderr.count("reusing") == 4
+    assert sorted(folder.rglob("*")) == before and {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def test_a_study_that_was_moved_is_still_recognized(done, tmp_path):
+    import shutil
+    shutil.copytree(done[0], tmp_path/"tiny")
+    again = study(tmp_path)
+    assert again.returncode == 0 and again.stderr.count("reusing") == 4
+
+
+def test_plain_papermill(tmp_path):
+    settings = {"base": "tiny-gpt2", "init": "mean", "sft_steps": 2, "ground_steps": 2, "ground_batch": 2, "sft_batch": 2, "history": 3, "precision": "fp32", "device": "cpu", "save_model": True, "out_dir": tmp_path/"out"}
+    done = subprocess.run([str(BIN/"papermill"), str(ROOT/"nbs"/"pipelines"/"train.ipynb"), str(tmp_path/"out.ipynb"), *(x for name, value in settings.items() for x in ("-p", name, str(value)))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = read_run(tmp_path/"out")
+    assert run.status == "finished" and run.record["base"] == "tiny-gpt2" and Path(run.record["tokens_dir"]).is_dir()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path/"out"/"model"), AutoTokenizer.from_pretrained(tmp_path/"out"/"model")
+    assert len(tokenizer("<a_0>", add_special_tokens=False).input_ids) == 1 and model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+
+
+@pytest.mark.parametrize("pipeline", ["tokenize", "train", "report"])
+def test_every_parameter_is_described(pipeline):
+    from gti_nb.runs.execute import pipeline_parameters, pipeline_path
+    spec = pipeline_parameters(pipeline_path(pipeline))
+    assert "out_dir" in spec and all(p.help for p in spec.values())
+    first = next(c for c in nbformat.read(pipeline_path(pipeline), 4).cells if c.cell_type == "code")
+    assert first.metadata.tags == ["parameters"]

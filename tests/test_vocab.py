@@ -1,0 +1,95 @@
+"New tokens in tokenizers and models of several families, and the plain folder a model leaves as."
+import subprocess, sys
+import pytest, torch
+from gti_nb.assets import load_base
+from gti_nb.core import GTIError
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
+
+TINY = [f"tiny-{family}{tie}{pad}" for family in ("llama", "qwen3", "gpt2") for tie in ("", "-untied") for pad in ("", "-padded")]
+SIDS = SemanticIds(torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0]]), [torch.eye(3), torch.eye(2)])
+
+
+def shaken(base):
+    sid_model = SidModel.extend(*load_base(base), SIDS)
+    noise = torch.Generator().manual_seed(0)
+    for p in sid_model.new_parameters(): p.data += 0.1 * torch.randn(p.shape, generator=noise)
+    return sid_model
+
+
+@pytest.mark.parametrize("base", TINY)
+def test_old_logits_are_those_of_the_base_model(base):
+    ids = torch.tensor([[5, 9, 40, 7]])
+    plain, tokenizer = load_base(base)
+    sid_model = shaken(base)
+    with torch.no_grad(): before, after = plain(ids).logits, sid_model.model(ids).logits
+    assert sid_model.n_old == len(tokenizer)
+    assert after.shape[-1] == sid_model.n_old + 5
+    torch.testing.assert_close(after[..., :sid_model.n_old], before[..., :sid_model.n_old])
+
+
+@pytest.mark.parametrize("base", TINY)
+def test_merged_folder_loads_in_plain_transformers_with_identical_logits(base, tmp_path):
+    sid_model = shaken(base)
+    ids = torch.tensor([[5, 9, *sid_model.token_ids[1].tolist(), 7, *sid_model.token_ids[2].tolist()]])
+    sid_model.save(tmp_path/"model")
+    with torch.no_grad(): torch.save(sid_model.model(ids).logits, tmp_path/"logits.pt")
+    code = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained({str(tmp_path/'model')!r}), AutoTokenizer.from_pretrained({str(tmp_path/'model')!r})
+ids = torch.tensor({ids.tolist()})
+assert tokenizer.encode("<c_0>") != [1] and tokenizer.encode("<a_2><b_0>", add_special_tokens=False) == {sid_model.token_ids[1].tolist()}
+with torch.no_grad(): gap = (model.eval()(ids).logits - torch.load({str(tmp_path/'logits.pt')!r})).abs().max().item()
+tied = model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+assert gap < 1e-5 and tied == {sid_model.tied} and "gti_nb" not in sys.modules, (gap, tied)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded"])
+def test_saved_model_splits_again(base, tmp_path):
+    sid_model = shaken(base)
+    sid_model.save(tmp_path/"model")
+    again = SidModel.load(tmp_path/"model")
+    assert again.old_hash() == sid_model.old_hash() and again.tied == sid_model.tied
+    assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), sid_model.new_parameters()))
+    assert torch.equal(again.token_ids, sid_model.token_ids)
+
+
+def test_generate_works_on_the_split_model():
+    sid_model = shaken("tiny-llama")
+    out = sid_model.model.generate(torch.tensor([[5, 9, 40, 7]]), max_new_tokens=4, do_sample=False)
+    assert out.shape[1] >= 5
+
+
+def test_bf16_twin_shares_the_new_rows():
+    sid_model = shaken("tiny-qwen3-untied")
+    twin = sid_model.compute_model(torch.bfloat16)
+    sid_model.new_rows.data.fill_(0.25)
+    assert torch.equal(twin.get_input_embeddings().rows.new, sid_model.new_rows)
+    assert twin.get_input_embeddings().rows.old.dtype == torch.bfloat16 and sid_model.old_rows.dtype == torch.float32
+
+
+def test_rows_of_another_run(tmp_path):
+    sid_model = shaken("tiny-llama")
+    sid_model.save_rows(tmp_path/"rows.safetensors")
+    other_codes = SidModel.extend(*load_base("tiny-llama"), SemanticIds(SIDS.codes.flip(0), SIDS.codebooks))
+    with pytest.raises(GTIError, match="its sids are not this model's"): other_codes.load_rows(tmp_path/"rows.safetensors")
+    sid_model.new_rows.data[0, 0] = float("nan")
+    sid_model.save_rows(tmp_path/"nan.safetensors")
+    with pytest.raises(GTIError, match="NaN"): shaken("tiny-llama").load_rows(tmp_path/"nan.safetensors")
+
+
+def test_tokens_keep_their_ids_inside_text():
+    sid_model = shaken("tiny-llama")
+    for name, i in zip(sid_model.token_names, sid_model.new_ids.tolist()):
+        for text in (name, f"a{name}b", f" {name} {name}"):
+            assert sid_model.tokenizer.encode(text, add_special_tokens=False).count(i) == text.count(name)
+    assert sid_model.tokenizer.decode(sid_model.token_ids[1], skip_special_tokens=True).replace(" ", "") == "<a_2><b_0>"
+
+
+def test_new_words_without_semantic_ids():
+    words = SidModel.extend(*load_base("tiny-llama"), {"<calculator>": "adds numbers", "<calendar>": "knows dates"})
+    assert words.n_new == 2 and words.sids is None and words.descriptions["<calendar>"] == "knows dates"
+    with pytest.raises(GTIError, match="no new tokens"): SidModel.extend(*load_base("tiny-llama"), {})
