@@ -22,8 +22,9 @@ from ..figures.style import PALETTE, shown
 
 # %% ../../nbs/71_explore.explorer.ipynb #7f1f8484
 def _visible(word: str) -> str:
-    "A word with its blanks shown, escaped."
-    return shown(word.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"), 40) or "(empty)"
+    "A word with its blanks and control characters shown, escaped."
+    word = word.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    return shown(word if word.isprintable() else ascii(word)[1:-1], 40) or "(empty)"
 
 
 def token_figure(
