@@ -45,8 +45,8 @@ class Template:
     end: bool = False  # learn to end the turn after the answer; a SID ends by its depth and needs no end
 
 GROUNDING = {t.name: t for t in (
-    Template("title_to_sid", "Title: {title}\nWhich semantic ID does this item have?", "{sid}"),
-    Template("text_to_sid", "Item: {text}\nWhich semantic ID does this item have?", "{sid}"),
+    Template("title_to_sid", "Which semantic ID does the item with this title have?\n{title}", "{sid}"),
+    Template("text_to_sid", "Which semantic ID does this item have?\n{text}", "{sid}"),
     Template("sid_to_title", "What is the title of the item with this semantic ID?\n{sid}", "{title}", end=True),
     Template("sid_to_text", "Describe the item with this semantic ID.\n{sid}", "{text}", end=True))}
 RETRIEVAL = Template("retrieval", "Continue the list of items this user has chosen, in order of time.", "{history}")

@@ -20,7 +20,7 @@ def encode_pairs(
     sid_model: SidModel,
     pairs: pd.DataFrame,  # `GroundingPairs.train` or `.heldout`
     max_text_tokens: int = 128,  # longer texts lose their end
-) -> pd.DataFrame:  # direction, prefix (ids), rest (ids), n_targets (last ids of rest)
+) -> pd.DataFrame:  # template, direction, prefix (ids), fixed (first ids of prefix, the template's), rest (ids), n_targets (last ids of rest)
     "Token ids of every pair, cut in front of its first new token."
     tokenizer, rows = sid_model.tokenizer, []
     prompts = {name: encode_template(tokenizer, GROUNDING[name]) for name in pairs.template.unique()}
@@ -28,7 +28,7 @@ def encode_pairs(
     for pair in pairs.itertuples():
         ids, start = fill(prompts[pair.template], title=cut(pair.title), text=cut(pair.text), sid=sid_model.token_ids[pair.item].tolist())
         first = next(k for k, i in enumerate(ids) if i >= sid_model.n_old)
-        rows.append(dict(direction=pair.direction, prefix=ids[:first], rest=ids[first:], n_targets=len(ids) - start))
+        rows.append(dict(template=pair.template, direction=pair.direction, prefix=ids[:first], fixed=len(prompts[pair.template].pieces[0]), rest=ids[first:], n_targets=len(ids) - start))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/33_grounding.loss.ipynb #b645bb04
@@ -38,6 +38,14 @@ def _pad(rows: list[list[int]], value: int = 0) -> torch.Tensor:
     return torch.tensor([r + [value] * (width - len(r)) for r in rows], dtype=torch.long).reshape(len(rows), width)
 
 
+def _past(states: list[torch.Tensor]) -> DynamicCache:
+    "A cache filled with keys and values [layers, 2, batch, heads, tokens, d_head], part after part."
+    cache = DynamicCache()
+    for part in states:
+        for layer, (keys, values) in enumerate(part): cache.update(keys, values, layer)
+    return cache
+
+
 class PrefixCache:
     "Keys, values and last hidden states of prompts that hold no new token, computed without gradient."
     def __init__(
@@ -45,26 +53,35 @@ class PrefixCache:
         model: nn.Module,  # the model to run, weights frozen
         budget: float = 2e9,  # bytes to keep at most
     ):
-        self.backbone, self.budget, self.kept, self.bytes, self.computed_tokens = model.base_model, budget, {}, 0, 0
+        self.backbone, self.budget, self.fixed, self.kept, self.bytes, self.computed_tokens = model.base_model, budget, {}, {}, 0, 0
 
     @torch.no_grad()
-    def _compute(self, prefixes: list[tuple[int, ...]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        "Per prefix: keys and values [layers, 2, heads, tokens, d_head], and the last hidden state [d]."
-        device, cache = self.backbone.device, DynamicCache()
-        ids = _pad([list(p) for p in prefixes])
-        self.computed_tokens += ids.numel()
-        hidden = self.backbone(input_ids=ids.to(device), past_key_values=cache, use_cache=True).last_hidden_state
-        kv = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])  # [layers, 2, batch, heads, tokens, d_head]
-        return [(kv[:, :, b, :, :len(p)].clone(), hidden[b, len(p) - 1].clone()) for b, p in enumerate(prefixes)]
+    def _run(self, ids: torch.Tensor, before: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        "Keys and values [layers, 2, batch, heads, tokens, d_head] and hidden states [batch, tokens, d] of ids [batch, tokens] behind a past."
+        cache = _past(before)
+        start, self.computed_tokens = cache.get_seq_length(), self.computed_tokens + ids.numel()
+        hidden = self.backbone(input_ids=ids.to(self.backbone.device), past_key_values=cache, use_cache=True).last_hidden_state
+        return torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])[..., start:, :], hidden
 
-    def get(self, prefixes: list[tuple[int, ...]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        "States of the prefixes, from the cache where they are kept."
-        missing = sorted({p for p in prefixes if p not in self.kept}, key=lambda p: (len(p), p))
-        fresh = dict(zip(missing, self._compute(missing))) if missing else {}
-        for prefix, state in fresh.items():
+    def shared(self, ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        "Keys and values [layers, 2, 1, heads, tokens, d_head] and last hidden state [d] of a template's beginning."
+        if ids not in self.fixed:
+            kv, hidden = self._run(torch.tensor([ids]), [])
+            self.fixed[ids] = kv, hidden[0, -1]
+        return self.fixed[ids]
+
+    def own(self, fixed: tuple[int, ...], texts: list[tuple[int, ...]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        "Per item: keys and values [layers, 2, heads, tokens, d_head] of its text behind the template's beginning, and the last hidden state [d]."
+        missing = sorted({t for t in texts if (fixed, t) not in self.kept}, key=lambda t: (len(t), t))
+        fresh = {}
+        if missing:
+            before = self.shared(fixed)[0].expand(-1, -1, len(missing), -1, -1, -1)
+            kv, hidden = self._run(_pad([list(t) for t in missing]), [before])
+            fresh = {t: (kv[:, :, b, :, :len(t)].clone(), hidden[b, len(t) - 1].clone()) for b, t in enumerate(missing)}
+        for text, state in fresh.items():
             size = sum(t.numel() * t.element_size() for t in state)
-            if self.bytes + size <= self.budget: self.kept[prefix], self.bytes = state, self.bytes + size
-        return [fresh.get(p) or self.kept[p] for p in prefixes]
+            if self.bytes + size <= self.budget: self.kept[fixed, text], self.bytes = state, self.bytes + size
+        return [fresh.get(t) or self.kept[fixed, t] for t in texts]
 
 # %% ../../nbs/33_grounding.loss.ipynb #e953944d
 class GroundingLoss(nn.Module):
@@ -73,7 +90,7 @@ class GroundingLoss(nn.Module):
         self,
         sid_model: SidModel,
         model: nn.Module | None = None,  # the model to run: `sid_model.model` (None) or its bf16 twin
-        cache_bytes: float = 2e9,  # memory for prefixes
+        cache_bytes: float = 2e9,  # memory for the states of item texts
     ):
         super().__init__()
         self.model = sid_model.model if model is None else model
@@ -82,37 +99,30 @@ class GroundingLoss(nn.Module):
 
     def train(self, mode: bool = True): return super().train(False)  # dropout would make the frozen prefix wrong
 
-    def _past(self, states: list[tuple]) -> tuple[DynamicCache, torch.Tensor]:
-        "Kept prefixes as the past of one batch, and their true lengths."
-        lengths = torch.tensor([kv.shape[3] for kv, _ in states], device=self.model.device)
-        width = int(lengths.max())
-        kv = torch.stack([F.pad(kv, (0, 0, 0, width - kv.shape[3])) for kv, _ in states])  # [batch, layers, 2, heads, tokens, d_head]
-        cache = DynamicCache()
-        for layer in range(kv.shape[1]): cache.update(kv[:, layer, 0], kv[:, layer, 1], layer)
-        return cache, lengths
-
-    def forward(self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], direction: str = "") -> torch.Tensor:
-        "Token ids of prefixes and rests; the last `n_targets` ids of every rest are targets."
-        device = self.model.device
-        states = self.prefixes.get([tuple(p) for p in prefix])
+    def forward(self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], fixed: int = 1, direction: str = "") -> torch.Tensor:
+        "Token ids of prefixes, whose first `fixed` are the same, and of rests, whose last `n_targets` are targets."
+        start, device = tuple(prefix[0][:fixed]), self.model.device
+        shared, last = self.prefixes.shared(start)
+        texts = [tuple(p[fixed:]) for p in prefix]
+        states = self.prefixes.own(start, texts) if any(texts) else [(shared[:, :, 0, :, :0], last)] * len(texts)
         ids = _pad(rest).to(device)
-        first = torch.stack([h for _, h in states]).to(device)[:, None]
-        hidden = first if ids.shape[1] == 1 else torch.cat([first, self._rest(states, ids[:, :-1])], 1)  # [batch, width of rest, d]
+        first = torch.stack([h for _, h in states])[:, None]
+        hidden = first if ids.shape[1] == 1 else torch.cat([first, self._rest(shared, [kv for kv, _ in states], ids[:, :-1])], 1)  # [batch, width of rest, d]
         lengths, targets = torch.tensor([len(r) for r in rest], device=device)[:, None], torch.tensor(n_targets, device=device)[:, None]
         at = torch.arange(ids.shape[1], device=device)[None]
         scored = (at < lengths) & (at >= lengths - targets)
         return target_loss(self.sid_model, self.model.get_output_embeddings(), hidden[scored], ids[scored])
 
-    def _rest(self, states: list[tuple], ids: torch.Tensor) -> torch.Tensor:
-        "Hidden states of the rest behind its prefixes [batch, tokens, d]."
-        cache, lengths = self._past(states)
-        width, n = cache.get_seq_length(), ids.shape[1]
-        at = torch.arange(width + n, device=ids.device)
-        seen = (at[None, None] < lengths[:, None, None]) | ((at >= width) & (at[None] - width <= torch.arange(n, device=ids.device)[:, None]))[None]  # [batch, n, width + n]
-        dtype = self.sid_model.old_rows.dtype if self.model is self.sid_model.model else self.model.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=ids.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-        positions = lengths[:, None] + torch.arange(n, device=ids.device)
-        return self.model.base_model(input_ids=ids, past_key_values=cache, attention_mask=mask, position_ids=positions, use_cache=True).last_hidden_state
+    def _rest(self, shared: torch.Tensor, own: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        "Hidden states of the rest [batch, tokens, d] behind the template's beginning and the items' own texts."
+        lengths = shared.shape[4] + torch.tensor([kv.shape[3] for kv in own], device=ids.device)
+        width, n = int(lengths.max()), ids.shape[1]
+        padded = torch.stack([F.pad(kv, (0, 0, 0, width - shared.shape[4] - kv.shape[3])) for kv in own], 2)  # [layers, 2, batch, heads, tokens, d_head]
+        cache = _past([torch.cat([shared.expand(-1, -1, len(own), -1, -1, -1), padded], 4)])
+        at, step = torch.arange(width + n, device=ids.device), torch.arange(n, device=ids.device)
+        seen = (at < lengths[:, None, None]) | ((at >= width) & (at - width <= step[:, None]))  # [batch, n, width + n]
+        mask = torch.zeros(seen.shape, dtype=shared.dtype, device=ids.device).masked_fill(~seen, torch.finfo(shared.dtype).min)[:, None]
+        return self.model.base_model(input_ids=ids, past_key_values=cache, attention_mask=mask, position_ids=lengths[:, None] + step, use_cache=True).last_hidden_state
 
 # %% ../../nbs/33_grounding.loss.ipynb #75c2b1c7
 def reference_loss(

@@ -42,21 +42,22 @@ def _schedule(
     config: GroundingConfig,
 ) -> list[np.ndarray]:  # per step the row numbers of its pairs
     "Which pairs each step shows, from the seed alone."
-    rng, pools = np.random.default_rng(config.seed), {}
-    rows = {d: np.flatnonzero(pairs.direction == d) for d in ("text_to_sid", "sid_to_text")}
     if not len(pairs): raise GTIError("pairs: none for training; use a smaller holdout")
-    share = config.share_text_to_sid if len(rows["text_to_sid"]) and len(rows["sid_to_text"]) else float(len(rows["text_to_sid"]) > 0)
-    def take(direction):
-        pool = pools.setdefault(direction, [])
-        while len(pool) < config.batch_size: pool.extend(rng.permutation(rows[direction]))
-        batch, pools[direction] = pool[:config.batch_size], pool[config.batch_size:]
+    rng, pools = np.random.default_rng(config.seed), {}
+    templates = {d: list(pairs.template[pairs.direction == d].unique()) for d in ("text_to_sid", "sid_to_text")}
+    share = config.share_text_to_sid if all(templates.values()) else float(len(templates["text_to_sid"]) > 0)
+    def take(names):
+        name = names[rng.integers(len(names))]
+        rows, pool = np.flatnonzero(pairs.template == name), pools.setdefault(name, [])
+        while len(pool) < config.batch_size: pool.extend(rng.permutation(rows))
+        batch, pools[name] = pool[:config.batch_size], pool[config.batch_size:]
         return np.array(batch)
-    return [take("text_to_sid" if rng.random() < share else "sid_to_text") for _ in range(config.steps)]
+    return [take(templates["text_to_sid" if rng.random() < share else "sid_to_text"]) for _ in range(config.steps)]
 
 def _batch(pairs: pd.DataFrame, rows: np.ndarray) -> dict:
     "Encoded pairs as arguments of `GroundingLoss`."
     group = pairs.iloc[rows]
-    return dict(prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), direction=group.direction.iloc[0])
+    return dict(prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), fixed=int(group.fixed.iloc[0]), direction=group.direction.iloc[0])
 
 # %% ../../nbs/34_grounding.stage.ipynb #31e9431d
 @torch.no_grad()
@@ -66,12 +67,12 @@ def heldout_loss(
     batch_size: int = 32,  # pairs at a time
 ) -> dict[str, float]:  # direction -> mean loss
     "Mean loss of the pairs by direction, weighted by target tokens."
-    out = {}
-    for direction, group in pairs.groupby("direction", sort=False):
-        parts = [group.iloc[i:i + batch_size] for i in range(0, len(group), batch_size)]
-        values = [(loss(**{k: p[k].to_list() for k in ("prefix", "rest", "n_targets")}).item(), p.n_targets.sum()) for p in parts]
-        out[direction] = float(np.average([v for v, _ in values], weights=[n for _, n in values]))
-    return out
+    sums = {}
+    for (direction, _), group in pairs.groupby(["direction", "template"], sort=False):
+        for i in range(0, len(group), batch_size):
+            batch = _batch(group, np.arange(i, min(i + batch_size, len(group))))
+            sums.setdefault(direction, []).append((loss(**batch).item(), sum(batch["n_targets"])))
+    return {d: float(np.average([v for v, _ in parts], weights=[n for _, n in parts])) for d, parts in sums.items()}
 
 # %% ../../nbs/34_grounding.stage.ipynb #4e09e48b
 def ground(
