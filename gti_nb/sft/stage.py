@@ -73,7 +73,7 @@ class NextItemLoss(nn.Module):
     def forward(self, windows: list[np.ndarray], direction: str = "") -> torch.Tensor:
         "Item rows in time order; the first item of a window is predicted from the head alone."
         device, start = self.model.device, len(self.head_ids)
-        rows = [torch.cat([self.head_ids, self.token_ids[torch.from_numpy(w)].flatten()]) for w in windows]
+        rows = [torch.cat([self.head_ids, self.token_ids[torch.tensor(w)].flatten()]) for w in windows]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
         hidden = self.model.base_model(input_ids=ids).last_hidden_state  # right padding: nothing looks to the right, no mask
         at, lengths = torch.arange(ids.shape[1], device=device), torch.tensor([len(r) for r in rows], device=device)
@@ -94,7 +94,7 @@ def finetune(
     before, batches = sid_model.old_hash(backbone=False), sft_windows(split, config)
     groups = [dict(params=sid_model.backbone_parameters() + sid_model.old_row_parameters() * trained_old, lr=config.learning_rate),
               dict(params=sid_model.new_parameters(), lr=config.learning_rate_new)]
-    records, seconds = train_stage("sft", NextItemLoss(sid_model), lambda step: dict(windows=batches[step], direction="history_to_sid"), groups, config.steps,
+    records, seconds = train_stage("sft", NextItemLoss(sid_model), lambda step: dict(windows=batches[step], direction="next_item"), groups, config.steps,
         warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, autocast=pick_dtype(config.precision, sid_model.device) == torch.bfloat16,
         device=sid_model.device, seed=config.seed, show=progress)
     sid_model.model.eval()
