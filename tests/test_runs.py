@@ -37,7 +37,8 @@ def sleeper(folder):
 
 def started(folder, pipeline, **options):
     "`gti run` in a process of its own, past the notebook's first cells."
-    process = subprocess.Popen([*GTI, "run", str(pipeline), "--out-dir", str(folder)], stderr=subprocess.PIPE, text=True, **options)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background of a script is started deaf to Ctrl-C, and its children with it
+    process = subprocess.Popen([*GTI, "run", str(pipeline), "--out-dir", str(folder)], stderr=subprocess.PIPE, text=True, preexec_fn=listen, **options)
     wait_for((folder/"begun").exists)
     return process
 
