@@ -87,6 +87,7 @@ def train_stage(
             scratch, max_steps=steps, per_device_train_batch_size=1, warmup_steps=warmup_steps, lr_scheduler_type=lr_scheduler_type, max_grad_norm=1.0,
             bf16=autocast, use_cpu=torch.device(device).type == "cpu", seed=seed, remove_unused_columns=False,
             disable_tqdm=True, logging_strategy="no", save_strategy="no", report_to="none", dataloader_pin_memory=False)
+        args._n_gpu = min(args.n_gpu, 1)  # on a machine with several GPUs: DataParallel cannot split these batches
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         trainer = StageTrainer(model=module, args=args, train_dataset=_Steps(steps, batches), optimizers=(optimizer, None))
         trainer.records = []
