@@ -23,7 +23,7 @@ class GroundingConfig:
     "Settings of the grounding stage."
     steps: int = 200  # optimizer steps; each goes one direction
     batch_size: int = 32  # pairs a step
-    learning_rate: float = 3e-3  # peak, of the new rows, the only thing that moves
+    learning_rate: float = 1e-2  # peak, of the new rows, the only thing that moves
     warmup_steps: int = 10  # linear warm-up
     lr_scheduler_type: str = "linear"  # decay, a name `TrainingArguments` knows
     share_text_to_sid: float = 0.8  # share of steps in this direction, 0 to 1; it is the cheap one

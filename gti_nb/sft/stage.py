@@ -24,8 +24,8 @@ class SFTConfig:
     steps: int = 200  # optimizer steps
     batch_size: int = 8  # windows a step
     window: int = 32  # items a window at most
-    learning_rate: float = 5e-4  # peak, of the transformer's layers
-    learning_rate_new: float = 3e-3  # peak, of the new rows
+    learning_rate: float = 3e-4  # peak, of the transformer's layers
+    learning_rate_new: float = 1e-2  # peak, of the new rows
     warmup_steps: int = 10  # linear warm-up
     lr_scheduler_type: str = "linear"  # decay, a name `TrainingArguments` knows
     old_rows: str = "frozen"  # "frozen" or "trained"; training them is much slower on a CPU
