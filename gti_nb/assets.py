@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED', 'Wheel', 'cache_dir', 'asset_path', 'load_base']
 
 # %% ../nbs/01_assets.ipynb #17eb29f8
-import contextlib, importlib.util, logging, os, re, subprocess, sys, time, warnings, zipfile
+import contextlib, importlib.util, os, re, subprocess, sys, time, warnings, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from .core import GTIError, atomic_dir, check_choice, file_hash, progress, read_json, write_json

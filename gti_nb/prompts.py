@@ -9,6 +9,7 @@ __all__ = ['SYSTEM', 'GROUNDING', 'RETRIEVAL', 'encode_text_only', 'Template', '
 # %% ../nbs/15_prompts.ipynb #3745607e
 from dataclasses import dataclass
 import re
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 from .core import GTIError
@@ -101,7 +102,7 @@ def retrieval_head(sid_model: SidModel) -> list[int]:
 
 def retrieval_prompt(
     sid_model: SidModel,
-    history: "np.ndarray | list[int]",  # item rows, oldest first
+    history: np.ndarray | list[int],  # item rows, oldest first
     head: list[int] | None = None,  # what `retrieval_head` gave, to save encoding it again
 ) -> list[int]:  # token ids; the next token is the first code of the next item
     "The prompt after which the model names the next item."

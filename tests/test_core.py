@@ -1,6 +1,5 @@
 "core: what a process that dies, a full disk and another process do to files and hashes."
 import errno, os, signal, subprocess, sys
-from pathlib import Path
 
 import numpy as np
 import pytest

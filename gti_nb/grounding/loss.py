@@ -10,7 +10,6 @@ import pandas as pd
 import torch, torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
-from ..core import GTIError
 from ..prompts import GROUNDING, encode_template, fill
 from ..sid.vocab import SidModel
 from ..training import target_loss

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from ..core import GTIError
 from ..data import RecDataset
 from . import statistical, textual  # they register themselves
 from .base import INITIALIZERS, InitContext, draw_rows, initializer

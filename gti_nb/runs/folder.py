@@ -7,7 +7,7 @@ __all__ = ['HEARTBEAT', 'this_process', 'is_alive', 'Run', 'read_run', 'run_key'
            'runs', 'record_facts', 'tokens_folder']
 
 # %% ../../nbs/80_runs.folder.ipynb #1f625fd6
-import os, platform, socket, subprocess, sys, time
+import os, platform, socket, subprocess, time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

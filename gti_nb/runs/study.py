@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 import yaml
 from ..core import GTIError, check_choice
-from .execute import _clock, _shown, check_parameters, pipeline_parameters, pipeline_path, run
+from .execute import _clock, check_parameters, pipeline_parameters, pipeline_path, run
 from .folder import Run, run_key
 
 # %% ../../nbs/83_runs.study.ipynb #d8a213d6

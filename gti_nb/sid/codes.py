@@ -172,7 +172,7 @@ def _reassign(sids: SemanticIds, vectors: torch.Tensor | None) -> SemanticIds:
     last, codes = sids.codebooks[-1].double(), sids.codes.clone()
     if not last.shape[1]: raise GTIError("policy: 'hungarian' needs a last level with vectors; use 'extra_level'")
     residuals = torch.as_tensor(vectors).double() - sids.reconstruct(sids.levels - 1)
-    words, (prefix, sizes) = _groups(sids.codes)[0], _groups(sids.codes[:, :-1])
+    words, prefix = _groups(sids.codes)[0], _groups(sids.codes[:, :-1])[0]
     for group in np.unique(prefix[np.bincount(words)[words] > 1]):
         items = np.flatnonzero(prefix == group)
         if len(items) > len(last): raise GTIError(f"policy: {len(items)} items share the prefix {tuple(codes[items[0], :-1].tolist())}, but the last level has {len(last)} codes; "
