@@ -9,6 +9,7 @@ from sklearn.metrics import ndcg_score, top_k_accuracy_score
 from gti_nb.core import GTIError
 from gti_nb.evaluate.baselines import popularity, transitions
 from gti_nb.evaluate.ranking import compare, evaluate_ranking, holm, metrics
+from gti_nb.splits import Split
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -104,7 +105,7 @@ def test_evaluate_refuses_users_twice():
     with pytest.raises(GTIError, match="'a' is there more than once"): evaluate_ranking([[1], [2]], [1, 2], ks=(1,), users=["a", "a"])
 
 
-TINY = SimpleNamespace(train=[np.array([0, 1, 2]), np.array([1, 2, 3]), np.array([1, 0])], valid=np.array([3, 4, 2]), test=np.array([4, 0, 5]), n_items=6)
+TINY = Split(train=[np.array([0, 1, 2]), np.array([1, 2, 3]), np.array([1, 0])], valid=np.array([3, 4, 2]), test=np.array([4, 0, 5]), n_items=6)
 
 
 def test_popularity_by_hand():
@@ -124,8 +125,8 @@ def test_transitions_by_hand():
 
 
 def test_baselines_never_read_what_is_held_out():
-    changed = SimpleNamespace(**{**vars(TINY), "test": np.array([5, 5, 4])})
+    changed = Split(**{**vars(TINY), "test": np.array([5, 5, 4])})
     for baseline in (popularity, transitions):
         assert np.array_equal(baseline(TINY, "test"), baseline(changed, "test"))
-        later = SimpleNamespace(**{**vars(TINY), "valid": np.array([5, 5, 4])})
+        later = Split(**{**vars(TINY), "valid": np.array([5, 5, 4])})
         assert np.array_equal(baseline(TINY, "valid"), baseline(later, "valid"))

@@ -9,13 +9,13 @@ __all__ = ['popularity', 'transitions']
 from typing import TYPE_CHECKING
 import numpy as np
 from ..core import GTIError, check_choice
-if TYPE_CHECKING: from gti_nb.data import Split
+if TYPE_CHECKING: from gti_nb.splits import Split
 
 # %% ../../nbs/53_evaluate.baselines.ipynb #6160f441
 def _seen(split: "Split", which: str) -> list[np.ndarray]:
     "All items of each user before the target."
     check_choice("which", which, ["valid", "test"])
-    return [np.append(s, v) for s, v in zip(split.train, split.valid)] if which == "test" else list(split.train)
+    return [split.past(user, which) for user in range(split.n_users)]
 
 
 def _top_unseen(scores: np.ndarray, seen: np.ndarray, width: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def _top_unseen(scores: np.ndarray, seen: np.ndarray, width: int) -> np.ndarray:
 
 # %% ../../nbs/53_evaluate.baselines.ipynb #b36450b5
 def popularity(
-    split: "Split",  # leave-one-out split of a data set
+    split: "Split",  # of a data set
     which: str = "test",  # the held-out item to predict: "valid" or "test"
     width: int = 20,  # items a list
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
@@ -39,7 +39,7 @@ def popularity(
 
 # %% ../../nbs/53_evaluate.baselines.ipynb #45fc978c
 def transitions(
-    split: "Split",  # leave-one-out split of a data set
+    split: "Split",  # of a data set
     which: str = "test",  # the held-out item to predict: "valid" or "test"
     width: int = 20,  # items a list
     recent: int = 5,  # how many of the user's last items vote
