@@ -8,10 +8,12 @@ import pytest
 
 from gti_nb.core import GTIError
 from gti_nb.diagnostics.summary import diagnose
+from gti_nb.figures.codes import collision_table, live_training, ranking_figure, residual_figure, training_figure, tree_figure
 from gti_nb.figures.embeddings import cosine_figure, project, scatter_figure, spectrum_figure
 from gti_nb.figures.results import codes_figure, gain_figure, loss_figure, metric_figure, relative_gain
 from gti_nb.figures.stages import rsa_figure, spread_figure
 from gti_nb.figures.style import PALETTE, arm_colours, save_figure, shown
+from gti_nb.sid.codes import SemanticIds
 
 EVIL = "<img src=x onerror=alert(1)></script>"
 
@@ -30,6 +32,13 @@ def study(arms=("gti", "mean"), seeds=(0, 1)):
     return diagnostics, losses, metrics, {a: d for a, _, _, d in found}, words, states
 
 
+def history(epochs=30, levels="ab"):
+    "What an RQ-VAE reports of a training, measured every tenth epoch."
+    losses = dict(loss=2.0, reconstruction=1.0, quantization=1.0)
+    seen = lambda e: dict(collision=1 / e, **{f"utilization_{a}": 1 - 1 / e for a in levels}) if e % 10 == 0 else {"collision": np.nan, **{f"utilization_{a}": np.nan for a in levels}}
+    return pd.DataFrame([dict(epoch=e, **{k: v / e for k, v in losses.items()}, **seen(e)) for e in range(1, epochs + 1)])
+
+
 def all_figures(arms, names=None):
     diagnostics, losses, metrics, found, words, states = study(arms)
     return {
@@ -37,7 +46,9 @@ def all_figures(arms, names=None):
         "cosine": cosine_figure({a: d.arrays["cosine_new"] for a, d in found.items()}, {"level 1": 8, "level 2": 8}, labels=names),
         "scatter": scatter_figure(states, words, [8, 8], names=names, old_names=names and names * 13),
         "spread": spread_figure(diagnostics), "rsa": rsa_figure(diagnostics), "loss": loss_figure(losses), "metric": metric_figure(metrics),
-        "gain": gain_figure(metrics, baseline=arms[1]), "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16])}
+        "gain": gain_figure(metrics, baseline=arms[1]), "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16]),
+        "tree": tree_figure(SemanticIds(np.arange(32).reshape(16, 2) % 5), names), "residual": residual_figure({a: [.5, .3] for a in arms}),
+        "ranking": ranking_figure(pd.DataFrame([dict(quantizer=a, seed=s, overlap=s + 1) for a in arms for s in (0, 1)]), {"overlap": "neighbours kept"}), "training": training_figure(history())}
 
 
 def test_every_figure_survives_json_and_uses_one_look():
@@ -45,7 +56,7 @@ def test_every_figure_survives_json_and_uses_one_look():
         back = pio.from_json(fig.to_json())
         assert json.loads(back.to_json()) == json.loads(fig.to_json()), name
         assert fig.layout.title.text and fig.layout.plot_bgcolor is None and fig.layout.template.layout.plot_bgcolor == "white", name
-        assert len(fig.data) and (fig.layout.xaxis.title.text or name in ("cosine", "spread", "rsa")), name
+        assert len(fig.data) and (fig.layout.xaxis.title.text or name in ("cosine", "spread", "rsa", "tree", "ranking")), name
 
 
 def test_names_from_data_are_escaped_in_every_figure(tmp_path):
@@ -55,6 +66,8 @@ def test_names_from_data_are_escaped_in_every_figure(tmp_path):
         for trace in fig.data:
             visible += [trace.name or "", trace.hovertemplate or "", *(trace.text if isinstance(trace.text, (list, tuple)) else [])]
             if trace.type == "heatmap": visible += [*trace.x, *trace.y]
+            if trace.type == "sunburst": visible += [*trace.labels, *trace.hovertext]
+            if name == "ranking": visible += [*trace.y]
         assert not any("<img" in v for v in visible if v), name
         page = save_figure(fig, tmp_path, name).read_text()
         assert "<img" not in page and page.count("</script>") == 3 == page.count("<script"), name
@@ -70,7 +83,7 @@ def test_one_arm_has_one_colour_in_every_figure():
     expected = {"gti": PALETTE[0], "mean": PALETTE[1], "normal_matched": PALETTE[2]}
     for name, fig in all_figures(arms).items():
         for trace in fig.data:
-            if trace.legendgroup not in expected: continue
+            if getattr(trace, "legendgroup", None) not in expected: continue
             colours = {c for c in (trace.line.color if trace.type == "scatter" else None, trace.marker.color) if c and c not in ("white",)}
             assert colours <= {expected[trace.legendgroup]}, name
     assert arm_colours(["gti"])["gti"] == arm_colours(arms)["gti"]
@@ -114,6 +127,55 @@ def test_large_figures_stay_small_on_disk(tmp_path):
     assert len(save_figure(square, tmp_path, "cosine").read_bytes()) < 2_000_000
     cloud = scatter_figure({"init": rows, "grounded": rows, "sft": rows}, words, [256] * 4)
     assert len(save_figure(cloud, tmp_path, "scatter").read_bytes()) < 500_000
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("most", [1, 7, 50, 10_000])
+def test_the_tree_is_whole_and_true(seed, most):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, (120, 3)); sids = SemanticIds(codes)
+    sun = tree_figure(sids, [f"film {i}" for i in range(120)], most=most).data[0]
+    prefixes = {tuple(c[:l]) for c in codes.tolist() for l in (1, 2, 3)}
+    size = lambda key: sum(tuple(c[:len(key)]) == key for c in codes.tolist())
+    drawn = [tuple(map(int, i.split("/"))) for i in sun.ids[1:]]
+    assert len(drawn) == len(set(drawn)) == min(most, len(prefixes)) and set(drawn) <= prefixes
+    assert sun.ids[0] == "all" and sun.values[0] == 120 and set(sun.parents) <= {"", *sun.ids}
+    assert [size(key) for key in drawn] == list(sun.values[1:])
+    assert min(map(size, drawn)) >= max(map(size, prefixes - set(drawn)), default=0)
+    for key, text in zip(drawn, sun.hovertext[1:]):
+        members = {f"film {i}" for i, c in enumerate(codes.tolist()) if tuple(c[:len(key)]) == key}
+        told = text.split("<br>")[1:]
+        assert set(told[:4]) <= members and (len(told) == len(members) if len(members) <= 4 else told[4] == f"and {len(members) - 4} more")
+
+
+def test_shared_words_against_a_loop():
+    codes = np.random.default_rng(0).integers(0, 3, (60, 3)); titles = [f"film {i}" for i in range(60)]
+    for levels in (1, 2, 3, None):
+        words = ["".join(f"<{a}_{k}>" for a, k in zip("abc", c[:levels])) for c in codes.tolist()]
+        expected = {w: [t for t, v in zip(titles, words) if v == w] for w in words if words.count(w) > 1}
+        table = collision_table(SemanticIds(codes), titles, levels, most=1000)
+        assert dict(zip(table.word, table["items"])) == {w: len(t) for w, t in expected.items()} and table["items"].is_monotonic_decreasing
+        for row in table.itertuples(): assert row.titles.removesuffix(" | …").split(" | ") == expected[row.word][:8]
+    assert len(collision_table(SemanticIds(codes), titles, 1, most=2)) == 2
+    assert "<img" not in collision_table(SemanticIds([[0], [0]]), [EVIL, EVIL])._repr_html_()
+
+
+def test_a_big_catalogue_makes_a_small_tree(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 256, (200_000, 3))
+    fig = tree_figure(SemanticIds(codes), ["a title of some forty characters in length"] * len(codes))
+    assert len(fig.data[0].ids) == 501 and fig.layout.annotations[0].text.startswith("the 500 largest of ")
+    assert len(save_figure(fig, tmp_path, "tree").read_bytes()) < 300_000
+
+
+def test_a_live_training_ends_as_the_figure_of_its_history():
+    rows = history()
+    curves, update = live_training(levels=2, seconds=0)
+    for row in rows.to_dict("records"): update(row)
+    for line, whole in zip(curves.data, training_figure(rows).data, strict=True):
+        assert (line.name, list(line.x), list(line.y), line.mode) == (whole.name, list(whole.x), list(whole.y), whole.mode)
+    slow, update = live_training(levels=2, seconds=1000)
+    for row in rows.to_dict("records"): update(row)
+    assert len(slow.data[0].x) == 1  # only the first, the others came too soon
 
 
 def test_saving_is_whole_repeatable_and_shares_one_library(tmp_path):
