@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from .assets import _quiet, asset_path, cache_dir
 from .core import GTIError, check_choice, content_hash, file_hash, pick_device, pick_dtype, progress as bar, write_atomic
-from .data import RecDataset, _line
+from .data import Catalogue, _line
 
 # %% ../nbs/03_text.ipynb #d82f29a4
 TEMPLATES = {name: name.split("+") for name in ("title", "title+description", "title+categories", "title+description+categories")}
@@ -31,7 +31,7 @@ def _check_format(template: str) -> None:
         if spec or conversion: raise GTIError(f"template: {template!r} formats {column}, allowed: the plain {{{column}}}")
 
 def item_texts(
-    dataset: RecDataset,  # its `items` have title, description and categories
+    dataset: Catalogue,  # a `RecDataset` or `QueryDataset`; its `items` have title, description and categories
     template: str = "title+description+categories",  # a name of `TEMPLATES`, which makes sentences, or a format string with {title}, {description} or {categories}
 ) -> list[str]:  # one line an item, in row order; the default is what `dataset.texts()` gives
     "Write every item as one text."
@@ -55,15 +55,17 @@ def _model_key(folder: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _encoder(folder: Path, key: str, device: torch.device, dtype: torch.dtype, max_tokens: int | None):
-    "A sentence-transformers model from a local folder: safetensors, no remote code; `key` is its `_model_key`, so that a changed folder is loaded anew."
+    "A sentence-transformers model from a local folder (safetensors, no remote code) and the tokens it reads; `key` is its `_model_key`: a changed folder is loaded anew."
     with _quiet():
         from sentence_transformers import SentenceTransformer
         try: encoder = SentenceTransformer(str(folder), device=str(device), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True, "dtype": dtype}).to(dtype).eval()
         except Exception as e: raise GTIError(f"{folder}: cannot be loaded as a text encoder: {(str(e).strip().splitlines() or [type(e).__name__])[0]}") from e
-    own = min(encoder.max_seq_length or 2048, 2**20)
+    own = encoder.max_seq_length or 2048
     if max_tokens is not None and max_tokens > own: raise GTIError(f"max_tokens: got {max_tokens}, allowed for this encoder: 8 to {own}")
-    encoder.max_seq_length = max_tokens or min(own, 2048)
-    return encoder
+    limit = max_tokens or min(own, 2048)
+    if isinstance(own, int) and limit < own: encoder.max_seq_length = limit
+    elif max_tokens and limit < own: raise GTIError(f"max_tokens: got {max_tokens}, but this encoder reads texts to their end; leave it out")
+    return encoder, limit
 
 # %% ../nbs/03_text.ipynb #428bf09e
 def token_batches(
@@ -84,15 +86,15 @@ def _readable(text: str, max_tokens: int) -> str:
     "The part of a text that the encoder can come to read, as valid Unicode."
     return text[:32 * max_tokens].encode("utf-8", "replace").decode("utf-8")
 
-def _token_counts(encoder, texts: list[str]) -> list[int]:
+def _token_counts(encoder, texts: list[str], limit: int) -> list[int]:
     "Tokens of each text as the encoder reads it; characters where the encoder has a tokenizer of its own kind."
     from transformers import PreTrainedTokenizerBase
     tokenizer = encoder.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase): return [max(1, len(t)) for t in texts]
-    options = dict(truncation=True, max_length=encoder.max_seq_length, return_attention_mask=False, return_token_type_ids=False)
+    options = dict(truncation=True, max_length=limit, return_attention_mask=False, return_token_type_ids=False)
     return [max(1, len(ids)) for start in range(0, len(texts), 4096) for ids in tokenizer(texts[start:start + 4096], **options)["input_ids"]]
 
-def _encode(encoder, texts: list[str], names: list[int], batches: list[list[int]], lengths: list[int], show: bool) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _encode(encoder, texts: dict[int, str], lengths: dict[int, int], batches: list[list[int]], names: list[int], show: bool) -> Iterator[tuple[list[int], torch.Tensor]]:
     "Batch after batch: rows and their unit vectors; `names` are the rows as the user counts. The bar counts tokens: the remaining time is true although long texts come first."
     with bar(total=sum(lengths[i] for rows in batches for i in rows), desc="encoding texts", enabled=show) as steps:
         steps.unit, steps.unit_scale = " tokens", True
@@ -100,20 +102,22 @@ def _encode(encoder, texts: list[str], names: list[int], batches: list[list[int]
             try:
                 with torch.inference_mode(): out = encoder.encode([texts[i] for i in rows], batch_size=len(rows), convert_to_tensor=True, show_progress_bar=False).float().cpu()
             except torch.OutOfMemoryError as e:
-                raise GTIError(f"out of memory on {encoder.device} with {len(rows)} texts of up to {lengths[rows[0]]} tokens; pass a smaller batch_tokens than {len(rows) * lengths[rows[0]]} or fewer max_tokens") from e
-            for row, norm in zip(rows, out.norm(dim=1).tolist()):
-                if not 0 < norm < float("inf"): raise GTIError(f"texts: the encoder gave {'a vector of zeros' if norm == 0 else 'NaN or infinity'} for row {names[row]}, {texts[row][:60]!r}")
+                raise GTIError(f"out of memory on {encoder.device} with {len(rows)} texts of up to {lengths[rows[0]]} tokens; pass batch_tokens below {len(rows) * lengths[rows[0]]}, or max_tokens") from e
+            for i, norm in zip(rows, out.norm(dim=1).tolist()):
+                if not 0 < norm < float("inf"): raise GTIError(f"texts: the encoder gave {'a vector of zeros' if norm == 0 else 'NaN or infinity'} for row {names[i]}, {texts[i][:60]!r}")
             yield rows, torch.nn.functional.normalize(out, dim=1)
             steps.update(sum(lengths[i] for i in rows))
 
 # %% ../nbs/03_text.ipynb #b736a5dd
 class _Vectors:
-    "Vectors on disk by the hash of their text, in files named by the hash of their content."
-    def __init__(self, folder: Path): self.folder, self.works = folder, True
+    "Vectors on disk by the hash of their text, in files named by the hash of their content; without a folder nothing is kept."
+    def __init__(self, folder: Path | None): self.folder, self.works = folder, folder is not None
+
+    def _files(self) -> list[Path]: return sorted(self.folder.glob("*.safetensors")) if self.works else []
 
     def read(self, keys: dict[bytes, int]) -> Iterator[tuple[list[int], torch.Tensor]]:
         "File after file: the rows of `keys` that it holds, and their vectors."
-        for file in sorted(self.folder.glob("*.safetensors")):
+        for file in self._files():
             there, vectors = self._load(file)
             hits = [(keys[k], j) for j, k in enumerate(there) if k in keys]
             if hits: yield [i for i, _ in hits], vectors[[j for _, j in hits]]
@@ -137,7 +141,7 @@ class _Vectors:
 
     def gather(self) -> None:
         "Make one file of the small ones (below 1 MiB) when there are more than 32."
-        try: small = [f for f in sorted(self.folder.glob("*.safetensors")) if f.stat().st_size < 2**20]
+        try: small = [f for f in self._files() if f.stat().st_size < 2**20]
         except OSError: return
         if len(small) <= 32: return
         parts = [(keys, vectors) for keys, vectors in map(self._load, small) if keys]
@@ -167,14 +171,24 @@ def _checked(texts: Sequence[str]) -> list[str]:
     if wrong is not None: raise GTIError(f"texts: row {wrong} is {texts[wrong]!r} of type {type(texts[wrong]).__name__}, expected str")
     return texts
 
-def _known(store: _Vectors | None, keys: list[bytes], state) -> tuple[torch.Tensor | None, list[int]]:
-    "What the first process has in its cache, as [n, d] with zeros elsewhere (None: nothing at all), and the rows that no process has."
+def _known(store: _Vectors, keys: list[bytes], state) -> tuple[torch.Tensor | None, list[int]]:
+    "What a process has in its cache, as [n, d] with zeros elsewhere (None: no process has any), and the rows that no process has."
     vectors, seen = None, torch.zeros(len(keys) + 1, dtype=torch.int64)
-    for rows, part in store.read({k: i for i, k in enumerate(keys)}) if store and (state is None or state.is_main_process) else ():
+    for rows, part in store.read({k: i for i, k in enumerate(keys)}):
         if vectors is None: vectors = torch.zeros(len(keys), part.shape[1]); seen[-1] = part.shape[1]
         vectors[rows] = part; seen[rows] = 1
     *seen, dim = _sum_over(state, seen).tolist()
     return torch.zeros(len(keys), dim) if vectors is None and dim else vectors, [i for i, s in enumerate(seen) if not s]
+
+def _fill(vectors: torch.Tensor, keys: list[bytes], parts: Iterator[tuple[list[int], torch.Tensor]], store: _Vectors) -> None:
+    "Put encoded batches into their rows; what is done is kept even if the rest fails or is interrupted."
+    fresh = []
+    def keep(): store.add([keys[i] for i in fresh], vectors[fresh]); fresh.clear()
+    try:
+        for rows, part in parts:
+            vectors[rows] = part; fresh += rows
+            if len(fresh) >= 4096: keep()
+    finally: keep()
 
 # %% ../nbs/03_text.ipynb #22ece7f0
 def encode_text(
@@ -194,30 +208,22 @@ def encode_text(
     folder = asset_path(model, "encoder"); key = _model_key(folder)
     first = {}
     for i, t in enumerate(texts): first.setdefault(t, i)
-    place = content_hash(1, key, str(dtype), max_tokens, [version(p) for p in ("sentence-transformers", "transformers")])
-    store, state = _Vectors(cache_dir() / "vectors" / place) if cache else None, _processes(device)
-    keys = [hashlib.sha256(t.encode("utf-8", "surrogatepass")).digest() for t in first]
-    vectors, missing = _known(store, keys, state)
+    unique, place = list(first), content_hash(1, key, str(dtype), max_tokens, [version(p) for p in ("sentence-transformers", "transformers")])
+    store, state = _Vectors(cache_dir() / "vectors" / place if cache else None), _processes(device)
+    main = state is None or state.is_main_process
+    keys = [hashlib.sha256(t.encode("utf-8", "surrogatepass")).digest() for t in unique]
+    vectors, missing = _known(store if main else _Vectors(None), keys, state)
     if missing:
-        encoder = _encoder(folder, key, device, dtype, max_tokens)
+        encoder, limit = _encoder(folder, key, device, dtype, max_tokens)
         if vectors is None: vectors = torch.zeros(len(keys), encoder.get_embedding_dimension())
-        _fill(vectors, list(first.items()), missing, keys, encoder, batch_tokens or (1024 if device.type == "cpu" else 32_768), store, state, progress)
-    row = {t: i for i, t in enumerate(first)}
+        readable = {i: _readable(unique[i], limit) for i in missing}
+        lengths = dict(zip(missing, _token_counts(encoder, list(readable.values()), limit)))
+        batches = [[missing[r] for r in rows] for rows in token_batches(list(lengths.values()), batch_tokens or (1024 if device.type == "cpu" else 32_768))]
+        if state: batches = batches[state.process_index::state.num_processes]
+        _fill(vectors, keys, _encode(encoder, readable, lengths, batches, list(first.values()), progress and main), store)
+        if main: store.gather()
+    row = {t: i for i, t in enumerate(unique)}
     return _sum_over(state, vectors)[[row[t] for t in texts]]
-
-def _fill(vectors: torch.Tensor, texts: list[tuple[str, int]], missing: list[int], keys: list[bytes], encoder, budget: int, store: _Vectors | None, state, progress: bool) -> None:
-    "Encode this process's share of the missing rows into `vectors`; what is done is kept even if the rest fails or is interrupted."
-    readable = [_readable(texts[i][0], encoder.max_seq_length) for i in missing]
-    lengths = _token_counts(encoder, readable)
-    batches = token_batches(lengths, budget)[slice(None) if state is None else slice(state.process_index, None, state.num_processes)]
-    fresh = []
-    def keep(): store.add([keys[i] for i in fresh], vectors[fresh]) if store else None; fresh.clear()
-    try:
-        for rows, part in _encode(encoder, readable, [texts[i][1] for i in missing], batches, lengths, progress and (state is None or state.is_main_process)):
-            rows = [missing[r] for r in rows]; vectors[rows] = part; fresh += rows
-            if len(fresh) >= 4096: keep()
-    finally: keep()
-    if store and (state is None or state.is_main_process): store.gather()
 
 # %% ../nbs/03_text.ipynb #3be3c22b
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def cache(tmp_path, monkeypatch):
 def encoded(monkeypatch):
     "The texts that were really encoded, in a list that grows."
     seen, encode = [], module._encode
-    def spy(encoder, texts, *rest): seen.extend(texts); return encode(encoder, texts, *rest)
+    def spy(encoder, texts, *rest): seen.extend(texts.values()); return encode(encoder, texts, *rest)
     monkeypatch.setattr(module, "_encode", spy)
     return seen
 
@@ -112,6 +112,17 @@ def test_any_encoder(tiny):
     assert torch.allclose(encode_text(texts, tiny, cache=False, progress=False), wanted, atol=1e-5)
     short = encode_text(texts, tiny, max_tokens=8, cache=False, progress=False)
     assert torch.allclose(short[0], wanted[0], atol=1e-5) and not torch.allclose(short[1], wanted[1], atol=1e-2)
+
+
+def test_an_encoder_without_a_limit(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    SentenceTransformer(modules=[StaticEmbedding(_tiny_tokenizer(), embedding_dim=8)], device="cpu").save(str(tmp_path))
+    texts = ["a film", "a longer film about war and love", "x"]
+    wanted = SentenceTransformer(str(tmp_path), device="cpu").encode(texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False)
+    assert torch.allclose(encode_text(texts, tmp_path, cache=False, progress=False), wanted, atol=1e-5)
+    with pytest.raises(GTIError, match="a vector of zeros for row 1, ''"): encode_text(["a", ""], tmp_path, cache=False, progress=False)
+    with pytest.raises(GTIError, match="max_tokens: got 9, but this encoder reads texts to their end"): encode_text(["a"], tmp_path, max_tokens=9, cache=False, progress=False)
 
 
 def test_precision(minilm):
@@ -240,7 +251,7 @@ from gti_nb import text
 from gti_nb.data import load_dataset
 texts, rank, mine = load_dataset("toy").texts(), os.environ["RANK"], []
 encode = text._encode
-def spy(encoder, texts, names, batches, *rest): mine.extend(i for b in batches for i in b); return encode(encoder, texts, names, batches, *rest)
+def spy(encoder, texts, lengths, batches, *rest): mine.extend(i for b in batches for i in b); return encode(encoder, texts, lengths, batches, *rest)
 text._encode = spy
 for turn in ("cold", "warm"):
     vectors = text.encode_text(texts + texts[:3], sys.argv[1], batch_tokens=60, device="cpu", progress=False)
