@@ -44,12 +44,26 @@ class Template:
     user: str  # the user's turn
     answer: str  # the assistant's turn
     end: bool = False  # learn to end the turn after the answer; a SID ends by its depth and needs no end
+    others: tuple[str, ...] = ()  # more wordings of the user's turn
+
+    @property
+    def wordings(self) -> tuple[str, ...]: return (self.user, *self.others)
+    @property
+    def direction(self) -> str: return "text_to_sid" if self.answer == "{sid}" else "sid_to_text"
 
 GROUNDING = {t.name: t for t in (
-    Template("title_to_sid", "Which semantic ID does the item with this title have?\n{title}", "{sid}"),
-    Template("text_to_sid", "Which semantic ID does this item have?\n{text}", "{sid}"),
-    Template("sid_to_title", "What is the title of the item with this semantic ID?\n{sid}", "{title}", end=True),
-    Template("sid_to_text", "Describe the item with this semantic ID.\n{sid}", "{text}", end=True))}
+    Template("title_to_sid", "Which semantic ID does the item with this title have?\n{title}", "{sid}",
+             others=("Name the semantic ID of the item called:\n{title}", "An item has the title below. Give its semantic ID.\n{title}")),
+    Template("description_to_sid", "Which semantic ID does the item with this description have?\n{description}", "{sid}",
+             others=("Name the semantic ID of the item described here:\n{description}", "An item is described below. Give its semantic ID.\n{description}")),
+    Template("text_to_sid", "Which semantic ID does this item have?\n{text}", "{sid}",
+             others=("Name the semantic ID of this item:\n{text}", "Here is all that is known of an item. Give its semantic ID.\n{text}")),
+    Template("sid_to_title", "What is the title of the item with this semantic ID?\n{sid}", "{title}", end=True,
+             others=("Name the item behind this semantic ID:\n{sid}", "An item has the semantic ID below. Give its title.\n{sid}")),
+    Template("sid_to_description", "What is the description of the item with this semantic ID?\n{sid}", "{description}", end=True,
+             others=("Describe what is behind this semantic ID:\n{sid}", "An item has the semantic ID below. Give its description.\n{sid}")),
+    Template("sid_to_text", "Describe the item with this semantic ID.\n{sid}", "{title}\n\n{description}", end=True,
+             others=("Give title and description of the item with this semantic ID:\n{sid}", "An item has the semantic ID below. Give its title, then its description.\n{sid}")))}
 RETRIEVAL = Template("retrieval", "Continue the list of items this user has chosen, in order of time.", "{history}")
 
 # %% ../nbs/15_prompts.ipynb #c9b93482
@@ -71,13 +85,14 @@ def _render(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
 def encode_template(
     tokenizer: PreTrainedTokenizerBase,  # with the SID tokens added
     template: Template,
+    wording: int = 0,  # which of `template.wordings`
 ) -> Prompt:
     "Render the template through the chat template and encode what is fixed."
     def pieces(text):
         for part in re.split(r"( ?\{\w+\})", text):
             if re.fullmatch(r" ?\{\w+\}", part): yield part.replace("{", "").replace("}", "")
             elif part: yield tuple(tokenizer.encode(part, add_special_tokens=False))
-    head, answer = list(pieces(_render(tokenizer, template.user))), list(pieces(template.answer))
+    head, answer = list(pieces(_render(tokenizer, template.wordings[wording]))), list(pieces(template.answer))
     if template.end: answer.append((tokenizer.eos_token_id,))
     return Prompt(template, tuple(head + answer), len(head), tokenizer)
 

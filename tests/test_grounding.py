@@ -1,15 +1,18 @@
 "The frozen-prefix grounding loss against Algorithm 1, and what the stage leaves alone."
-import numpy as np, pytest, torch
+import os, signal, subprocess, sys
+import numpy as np, pandas as pd, pytest, safetensors.torch, torch
+from transformers import TrainerCallback
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data import load_dataset
 from gti_nb.grounding.loss import GroundingLoss, encode_pairs, reference_loss
 from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, ground
+from gti_nb.grounding.stage import GroundingConfig, _part, _schedule, ground
+from gti_nb.prompts import GROUNDING
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 
-TEMPLATES = ("title_to_sid", "text_to_sid", "sid_to_title", "sid_to_text")
+TEMPLATES = tuple(GROUNDING)
 TINY = [f"tiny-{family}{tie}{pad}" for family in ("llama", "qwen3", "gpt2") for tie in ("", "-untied") for pad in ("", "-padded")]
 
 
@@ -54,7 +57,7 @@ def test_gradient_equals_algorithm_1(base, levels, toy):
     sid_model = extended(base, sids)
     pairs = encode_pairs(sid_model, grounding_pairs(toy, sids, TEMPLATES).train)
     for template in TEMPLATES:
-        rows = np.flatnonzero(pairs.template == template)[::5][:9]
+        rows = np.flatnonzero(pairs.template == f"{template}/0")[::5][:9]
         assert_exact(sid_model, GroundingLoss(sid_model), **batch(pairs, rows))
 
 
@@ -65,6 +68,7 @@ def test_cache_size_changes_nothing(cache_bytes, toy):
     pairs = encode_pairs(sid_model, grounding_pairs(toy, sids).train)
     loss = GroundingLoss(sid_model, cache_bytes=cache_bytes)
     rows = np.flatnonzero(pairs.direction == "text_to_sid")[:12]
+    loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix.iloc[rows], pairs.fixed.iloc[rows])] * 2)
     for _ in range(2): assert_exact(sid_model, loss, **batch(pairs, rows))
     assert loss.prefixes.bytes <= cache_bytes
     assert (len(loss.prefixes.kept) == 0) == (cache_bytes == 0)
@@ -115,3 +119,128 @@ def test_text_cannot_smuggle_a_code_into_a_pair(toy):
 
 def test_codes_of_another_catalogue_are_refused(toy):
     with pytest.raises(GTIError, match="made for 3 items"): grounding_pairs(toy, SemanticIds(torch.tensor([[0], [1], [2]])))
+
+
+def small(**kw): return GroundingConfig(**{**dict(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32"), **kw})
+
+def grounded(sids, toy, base="tiny-llama", **kw):
+    sid_model = SidModel.extend(*load_base(base), sids)
+    return sid_model, ground(sid_model, grounding_pairs(toy, sids, TEMPLATES, wordings=3, holdout=0.1), small(**kw), progress=False)
+
+
+def test_a_schedule_shows_every_pair_of_a_template_before_any_comes_again(toy):
+    sids = toy_sids(); sid_model = SidModel.extend(*load_base("tiny-llama"), sids)
+    pairs = encode_pairs(sid_model, grounding_pairs(toy, sids, ("text_to_sid", "sid_to_title"), holdout=0.1).train)
+    steps = _schedule(pairs, GroundingConfig(steps=40, batch_size=4, share_text_to_sid=0.5))
+    for direction in ("text_to_sid", "sid_to_text"):
+        rows = np.flatnonzero(pairs.direction == direction)
+        own = [s for s in steps if pairs.direction[s[0]] == direction]
+        assert all(set(s) <= set(rows) for s in own)
+        assert sorted(np.concatenate(own[:9])) == sorted(rows)  # 36 pairs in 9 batches
+
+
+def test_weights_choose_templates(toy):
+    sids = toy_sids(); sid_model = SidModel.extend(*load_base("tiny-llama"), sids)
+    pairs = encode_pairs(sid_model, grounding_pairs(toy, sids, TEMPLATES).train)
+    used = lambda **kw: {pairs.template[s[0]].split("/")[0] for s in _schedule(pairs, GroundingConfig(steps=60, batch_size=4, **kw))}
+    assert used() == set(TEMPLATES)
+    assert used(template_weights=dict(title_to_sid=1, sid_to_text=2)) == {"title_to_sid", "sid_to_text"}
+    assert used(template_weights=dict(title_to_sid=1)) == {"title_to_sid"}
+    with pytest.raises(GTIError, match="no template of the pairs"): used(template_weights=dict(title_to_sid=0))
+    with pytest.raises(GTIError, match="did you mean 'title_to_sid'"): GroundingConfig(template_weights=dict(title_to_sit=1))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_accumulated_parts_take_the_same_steps(parts, toy):
+    whole, result = grounded(toy_sids(), toy)
+    cut, again = grounded(toy_sids(), toy, gradient_accumulation_steps=parts)
+    torch.testing.assert_close(cut.new_rows, whole.new_rows, atol=1e-5, rtol=1e-4)
+    assert [r["loss"] for r in again.losses] == pytest.approx([r["loss"] for r in result.losses], abs=1e-5)
+    with pytest.raises(GTIError, match="cannot be cut into 8 parts"): grounded(toy_sids(), toy, gradient_accumulation_steps=8)
+
+
+def test_the_cache_does_not_change_the_rows(toy):
+    rows = [grounded(toy_sids(), toy, cache_bytes=c)[0].new_rows for c in (0, 30_000, 1e9)]
+    for other in rows[1:]: torch.testing.assert_close(other, rows[0], atol=1e-5, rtol=1e-4)
+
+
+def test_early_stopping_keeps_the_best_rows(toy):
+    sids = toy_sids()
+    sid_model, result = grounded(sids, toy, steps=60, learning_rate=0.3, eval_steps=3, early_stopping_patience=2)
+    curve = pd.DataFrame(result.heldout["curve"]).set_index("step")
+    best = curve.mean(axis=1)
+    assert len(result.losses) < 60 and best.idxmin() == best.index[-3]
+    assert result.heldout["after"] == pytest.approx(dict(curve.loc[best.idxmin()]))
+
+
+def test_a_curve_of_the_heldout_loss_and_callbacks(toy):
+    seen = []
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw): seen.append(state.global_step)
+    sid_model = SidModel.extend(*load_base("tiny-llama"), toy_sids())
+    result = ground(sid_model, grounding_pairs(toy, toy_sids(), holdout=0.1), small(eval_steps=4), callbacks=[Count()], progress=False)
+    assert [r["step"] for r in result.heldout["curve"]] == [4, 8] and seen == list(range(1, 9))
+
+
+STAGE = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from transformers import TrainerCallback
+from gti_nb.assets import load_base
+from gti_nb.data import load_dataset
+from gti_nb.grounding.pairs import grounding_pairs
+from gti_nb.grounding.stage import GroundingConfig, ground
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
+out, killed_at, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+class Kill(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kw):
+        if state.global_step == killed_at: import os, signal; os.kill(os.getpid(), signal.SIGKILL)
+toy = load_dataset("toy")
+sids = SemanticIds(torch.stack([torch.arange(40) % 4, torch.arange(40) // 4], 1))
+sid_model = SidModel.extend(*load_base("tiny-llama"), sids)
+config = GroundingConfig(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32", save_steps=1, eval_steps=2, seed=seed, cache_bytes=30_000, gradient_accumulation_steps=2)
+result = ground(sid_model, grounding_pairs(toy, sids, holdout=0.1), config, out_dir=out, callbacks=[Kill()], progress=False)
+print([r["step"] for r in result.losses], result.resumed, len(result.heldout["curve"]))
+"""
+
+def stage(tmp_path, out, killed_at=-1, seed=0, launcher=()):
+    (tmp_path/"stage.py").write_text(STAGE)
+    return subprocess.run([sys.executable, *launcher, str(tmp_path/"stage.py"), str(tmp_path/out), str(killed_at), str(seed)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+
+def rows_of(folder): return safetensors.torch.load_file(folder/"grounded.safetensors")
+
+def assert_same_rows(a, b, exact=True):
+    a, b = rows_of(a), rows_of(b)
+    assert a.keys() == b.keys() and a
+    for k in a: assert torch.equal(a[k], b[k]) if exact else torch.allclose(a[k], b[k], atol=1e-5)
+
+
+def test_killed_and_resumed_gives_the_same_bits(tmp_path):
+    "SIGKILL in several steps of one run, each time resumed: the rows of a run that was left alone."
+    whole = stage(tmp_path, "whole"); assert whole.returncode == 0, whole.stderr
+    for step in (1, 4, 7):
+        assert stage(tmp_path, "killed", killed_at=step).returncode == -signal.SIGKILL
+        assert [p.name for p in (tmp_path/"killed/checkpoints").iterdir() if not p.name.startswith(".")][-1:]
+    last = stage(tmp_path, "killed"); assert last.returncode == 0, last.stderr
+    assert "'step': 7, 'exact': True" in last.stdout and last.stdout.split("]")[0] == whole.stdout.split("]")[0] and last.stdout.endswith(" 4\n")
+    assert_same_rows(tmp_path/"whole", tmp_path/"killed")
+    assert not (tmp_path/"killed/checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    assert stage(tmp_path, "run", killed_at=5).returncode == -signal.SIGKILL
+    other = stage(tmp_path, "run", seed=1)
+    assert other.returncode == 1 and "setting seed: 0 there, 1 here" in other.stderr and "force" in other.stderr
+    newest = sorted((tmp_path/"run/checkpoints").glob("step-*"))[-1]/"state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    damaged = stage(tmp_path, "run")
+    assert damaged.returncode == 1 and "damaged" in damaged.stderr and "remove" in damaged.stderr
+
+
+def test_two_processes_train_the_rows_of_one(tmp_path):
+    "torchrun with gloo: half of every batch each."
+    one = stage(tmp_path, "one"); assert one.returncode == 0, one.stderr
+    two = stage(tmp_path, "two", launcher=("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")); assert two.returncode == 0, two.stderr
+    assert_same_rows(tmp_path/"one", tmp_path/"two", exact=False)

@@ -69,4 +69,4 @@ def test_bf16_learns_what_fp32_learns(split):
 def test_a_diverging_run_stops_by_name(split):
     sid_model = SidModel.extend(*load_base("tiny-llama"), SIDS)
     sid_model.new_rows.data[:] = float("inf")
-    with pytest.raises(GTIError, match="step 0: the loss is nan"): finetune(sid_model, split, SFTConfig(steps=2, precision="fp32"), progress=False)
+    with pytest.raises(GTIError, match="step 0, next_item: the loss is nan"): finetune(sid_model, split, SFTConfig(steps=2, precision="fp32"), progress=False)

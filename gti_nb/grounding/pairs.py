@@ -6,6 +6,7 @@
 __all__ = ['GroundingPairs', 'grounding_pairs']
 
 # %% ../../nbs/32_grounding.pairs.ipynb #9e96082c
+from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
@@ -18,26 +19,37 @@ from ..sid.codes import SemanticIds
 @dataclass
 class GroundingPairs:
     "Item text and semantic IDs side by side."
-    train: pd.DataFrame  # template, direction ("text_to_sid" or "sid_to_text"), item (row), title, text
+    train: pd.DataFrame  # template, wording, direction ("text_to_sid" or "sid_to_text"), item (row), title, description, text
     heldout: pd.DataFrame  # the same for items that training never shows
+    left_out: int = 0  # pairs of items that lack the text a template asks for
 
-    def __repr__(self): return f"GroundingPairs({len(self.train)} for training, {len(self.heldout)} held out)"
+    def __repr__(self): return f"GroundingPairs({len(self.train)} for training, {len(self.heldout)} held out, {self.left_out} left out for want of text)"
 
 
 def grounding_pairs(
     dataset: RecDataset,
     sids: SemanticIds,  # of the same items
-    templates: tuple[str, ...] = ("text_to_sid", "sid_to_title"),  # names in `GROUNDING`
+    templates: Sequence[str] = ("text_to_sid", "sid_to_title"),  # names in `GROUNDING`; `tuple(GROUNDING)` are the paper's six
+    wordings: int = 1,  # how many wordings of a template to use, 1 to 3; every item has one of them, drawn by the seed
     holdout: float = 0.05,  # share of items held out, 0 to 0.5
-    seed: int = 0,  # of the choice of held-out items
+    seed: int = 0,  # of the choice of held-out items and of wordings
 ) -> GroundingPairs:
-    "One pair per item and template."
+    "One pair per item and template (paper, appendix)."
     if dataset.n_items != sids.n_items: raise GTIError(f"sids: made for {sids.n_items} items, the data set has {dataset.n_items}; tokenize this data set")
     if not 0 <= holdout <= 0.5: raise GTIError(f"holdout: got {holdout}, allowed: 0 to 0.5")
+    if not templates or isinstance(templates, str): raise GTIError(f"templates: got {templates!r}, expected a list of names: {', '.join(GROUNDING)}")
     for name in templates: check_choice("template", name, GROUNDING)
-    items = pd.DataFrame(dict(item=np.arange(dataset.n_items), title=dataset.items.title.to_list(), text=dataset.texts()))
-    directions = {n: "text_to_sid" if GROUNDING[n].answer == "{sid}" else "sid_to_text" for n in templates}
-    pairs = pd.concat([items.assign(template=n, direction=d) for n, d in directions.items()], ignore_index=True)
+    most = min(len(GROUNDING[n].wordings) for n in templates)
+    if not 1 <= wordings <= most: raise GTIError(f"wordings: got {wordings}, allowed: 1 to {most}")
+    items = pd.DataFrame(dict(item=np.arange(dataset.n_items), title=dataset.items.title.to_list(), description=dataset.items.description.to_list(), text=dataset.texts()))
+    pairs = pd.concat([_of_template(items, name, wordings, seed + i) for i, name in enumerate(dict.fromkeys(templates))], ignore_index=True)
     held = np.random.default_rng(seed).permutation(dataset.n_items)[:round(holdout * dataset.n_items)]
     out = pairs["item"].isin(held)
-    return GroundingPairs(pairs[~out].reset_index(drop=True), pairs[out].reset_index(drop=True))
+    return GroundingPairs(pairs[~out].reset_index(drop=True), pairs[out].reset_index(drop=True), len(set(templates)) * dataset.n_items - len(pairs))
+
+def _of_template(items: pd.DataFrame, name: str, wordings: int, seed: int) -> pd.DataFrame:
+    "The pairs of one template: items that have all the text it asks for."
+    template = GROUNDING[name]
+    asked = [c for c in ("title", "description", "text") if f"{{{c}}}" in template.user + template.answer]
+    items = items[(items[asked] != "").all(axis=1)]
+    return items.assign(template=name, wording=np.random.default_rng(seed).integers(wordings, size=len(items)), direction=template.direction)

@@ -70,7 +70,7 @@ class NextItemLoss(nn.Module):
         self.__dict__["sid_model"] = sid_model  # not a submodule
         self.head_ids, self.token_ids = torch.tensor(retrieval_head(sid_model)), sid_model.token_ids
 
-    def forward(self, windows: list[np.ndarray], direction: str = "") -> torch.Tensor:
+    def forward(self, windows: list[np.ndarray]) -> torch.Tensor:
         "Item rows in time order; the first item of a window is predicted from the head alone."
         device, start = self.model.device, len(self.head_ids)
         rows = [torch.cat([self.head_ids, self.token_ids[torch.tensor(w)].flatten()]) for w in windows]
@@ -94,7 +94,7 @@ def finetune(
     before, batches = sid_model.old_hash(backbone=False), sft_windows(split, config)
     groups = [dict(params=sid_model.backbone_parameters() + sid_model.old_row_parameters() * trained_old, lr=config.learning_rate),
               dict(params=sid_model.new_parameters(), lr=config.learning_rate_new)]
-    records, seconds = train_stage("sft", NextItemLoss(sid_model), lambda step: dict(windows=batches[step], direction="next_item"), groups, config.steps,
+    records, seconds, _ = train_stage("sft", NextItemLoss(sid_model), lambda step, part, parts: dict(windows=batches[step], direction="next_item"), groups, config.steps,
         warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, autocast=pick_dtype(config.precision, sid_model.device) == torch.bfloat16,
         device=sid_model.device, seed=config.seed, show=progress)
     sid_model.model.eval()

@@ -1,0 +1,173 @@
+"""CPU seconds a step of the grounding stage and of three ways that others train new rows, each through its own trainer, interleaved in one process; peak memory of each in a process of its own.
+
+    OMP_NUM_THREADS=1 python benchmarks/grounding.py --model smollm2-135m --mix text_to_sid --precision fp32
+
+(a) full     `Trainer`, the whole tied matrix trains, its gradient masked to the new rows (the paper's Algorithm 1)
+(b) peft     `Trainer`, PEFT `trainable_token_indices` on a plain model
+(c) trl      TRL's `SFTTrainer` on our split embedding and head, completion-only loss
+(d) ours     `gti_nb.grounding`: frozen prefixes kept, targets-only logits, rows of their own
+
+"ours" is timed on steps whose prefixes are kept already, as in all epochs but the first; `first epoch` has them computed. Peers are as fast as their defaults make them.
+"""
+import argparse, json, resource, statistics, subprocess, sys, tempfile, time
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from gti_nb.assets import load_base
+from gti_nb.data import load_dataset
+from gti_nb.grounding.loss import GroundingLoss, encode_pairs
+from gti_nb.grounding.pairs import grounding_pairs
+from gti_nb.grounding.stage import GroundingConfig, _part, _schedule
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
+from gti_nb.training import stage_flops, train_stage
+
+SHARE = {"text_to_sid": 1.0, "both": 0.5}
+
+
+def prepare(a):
+    "The model with its new tokens, the encoded pairs, and the pairs of every step."
+    torch.manual_seed(0)
+    dataset = load_dataset(a.data)
+    sids = SemanticIds(torch.randint(a.codes, (dataset.n_items, a.levels)), [torch.eye(a.codes)] * a.levels)
+    sid_model = SidModel.extend(*load_base(a.model), sids, init="normal_matched")
+    pairs = encode_pairs(sid_model, grounding_pairs(dataset, sids, tuple(a.templates), holdout=0).train)
+    return sid_model, pairs, _schedule(pairs, GroundingConfig(steps=a.steps, batch_size=a.batch, share_text_to_sid=SHARE[a.mix]))
+
+
+def padded(pairs, rows) -> dict:
+    "Whole sequences of a step, right-padded, with labels on the targets."
+    group = pairs.iloc[rows]
+    whole = [torch.tensor(p + r) for p, r in zip(group.prefix, group.rest)]
+    labels = [w.clone().index_fill_(0, torch.arange(len(w) - n), -100) for w, n in zip(whole, group.n_targets)]
+    pad = lambda x, value: nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=value)
+    return dict(input_ids=pad(whole, 0), attention_mask=pad([torch.ones_like(w) for w in whole], 0), labels=pad(labels, -100))
+
+
+def arguments(scratch, a, cls=TrainingArguments, **kw):
+    return cls(scratch, max_steps=a.steps, per_device_train_batch_size=a.batch, learning_rate=1e-3, weight_decay=0.0, use_cpu=True, bf16=False, disable_tqdm=True, report_to="none",
+               logging_strategy="no", save_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False, **kw)
+
+
+class Ready(Trainer):
+    "`Trainer` over batches that are ready, in order."
+    def get_train_dataloader(self): return torch.utils.data.DataLoader(self.train_dataset, batch_size=None, collate_fn=lambda b: b)
+
+
+def timed(trainer) -> float:
+    "Process CPU seconds of a whole training run."
+    trainer.remove_callback(PrinterCallback)
+    start = time.process_time(); trainer.train()
+    return time.process_time() - start
+
+
+def full(a, sid_model, pairs, schedule):
+    "Algorithm 1 as it is written."
+    model, n_old = sid_model.merge().to(a.dtype).train(), sid_model.n_old
+    for p in model.parameters(): p.requires_grad_(False)
+    matrix = model.get_input_embeddings().weight.requires_grad_(True)
+    mask = torch.zeros(len(matrix), 1, dtype=a.dtype); mask[n_old:] = 1
+    matrix.register_hook(lambda g: g * mask)
+    batches = [padded(pairs, rows) for rows in schedule]
+    def run():
+        with tempfile.TemporaryDirectory() as scratch: return timed(Ready(model=model, args=arguments(scratch, a), train_dataset=batches))
+    return run
+
+
+def peft(a, sid_model, pairs, schedule):
+    "PEFT's trainable tokens."
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(sid_model.merge().to(a.dtype), LoraConfig(r=1, target_modules=["q_proj"], layers_to_transform=[0], trainable_token_indices={"embed_tokens": sid_model.new_ids.tolist()}))
+    for name, p in model.named_parameters(): p.requires_grad_("token_adapter" in name or "trainable_tokens" in name)
+    batches = [padded(pairs, rows) for rows in schedule]
+    def run():
+        with tempfile.TemporaryDirectory() as scratch: return timed(Ready(model=model, args=arguments(scratch, a), train_dataset=batches))
+    return run
+
+
+def trl(a, sid_model, pairs, schedule):
+    "TRL's SFTTrainer on the split module."
+    from trl import SFTConfig, SFTTrainer
+    split = sid_model.compute_model(a.dtype)
+    for p in split.parameters(): p.requires_grad_(False)
+    for p in sid_model.new_parameters(): p.requires_grad_(True)
+    order = pairs.iloc[[i for rows in schedule for i in rows]]
+    data = Dataset.from_list([dict(input_ids=p + r, completion_mask=[0] * (len(p) + len(r) - n) + [1] * n) for p, r, n in zip(order.prefix, order.rest, order.n_targets)])
+    def run():
+        with tempfile.TemporaryDirectory() as scratch:
+            args = arguments(scratch, a, SFTConfig, completion_only_loss=True, gradient_checkpointing=False, max_length=None, shuffle_dataset=False, dataset_kwargs={"skip_prepare_dataset": True})
+            return timed(SFTTrainer(model=split, args=args, train_dataset=data, processing_class=sid_model.tokenizer))
+    return run
+
+
+def ours(a, sid_model, pairs, schedule):
+    "The grounding stage."
+    loss = GroundingLoss(sid_model, sid_model.compute_model(a.dtype), a.cache)
+    sid_model.train_only(backbone=False)
+    loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix, pairs.fixed)] * 2)
+    def run():
+        start = time.process_time()
+        train_stage("ours", loss, lambda step, part, parts: _part(pairs, schedule[step], part, parts), [dict(params=sid_model.new_parameters(), lr=1e-3)], a.steps, show=False)
+        return time.process_time() - start
+    run.loss = loss
+    return run
+
+
+ARMS = dict(full=full, peft=peft, trl=trl, ours=ours)
+
+
+def gemm_peak(dtype) -> float:
+    "Floating-point operations a second of a large matrix product."
+    x = torch.randn(2048, 2048, dtype=dtype)
+    best = min(timed_once(lambda: x @ x) for _ in range(5))
+    return 2 * 2048 ** 3 / best
+
+def timed_once(function) -> float:
+    start = time.process_time(); function()
+    return time.process_time() - start
+
+
+def peak_memory(a, arm) -> float:
+    "Peak resident memory of a process that does nothing but this arm, in GB."
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", arm]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])["peak_gb"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
+    parser.add_argument("--data", default="toy", help="as load_dataset takes it; movielens-100k for the figures in the docs")
+    parser.add_argument("--mix", choices=list(SHARE), default="text_to_sid", help="text -> SID alone, or both directions alike")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--templates", nargs="+", default=["text_to_sid", "sid_to_title"])
+    for name, value, text in [("batch", 32, "pairs a step"), ("steps", 2, "steps of a timed run"), ("pairs", 3, "timed runs of each arm"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level")]:
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+    parser.add_argument("--cache", type=float, default=4e9, help="bytes for frozen prefixes")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    a.dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[a.precision]
+    sid_model, pairs, schedule = prepare(a)
+    if a.only:
+        ARMS[a.only](a, sid_model, pairs, schedule)()
+        return print(json.dumps(dict(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)))
+    runs = {name: ARMS[name](a, sid_model, pairs, schedule) for name in a.arms}
+    first = runs["ours"]() / a.steps
+    seconds = {name: [] for name in runs}
+    for _ in range(a.pairs):
+        for name, run in runs.items(): seconds[name].append(run() / a.steps)
+    print(f"{a.model}, {a.data}, {a.mix}, {a.precision}, batch {a.batch}, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds a step, median of {a.pairs}")
+    memory = {} if a.no_memory else {name: peak_memory(a, name) for name in runs}
+    for name in runs:
+        ratio = statistics.median(x / y for x, y in zip(seconds[name], seconds["ours"]))
+        print(f"{name:5s} {statistics.median(seconds[name]):8.3f} s   {ratio:6.2f} x ours" + (f"   peak {memory[name]:.2f} GB" if memory else ""))
+    print(f"ours  {first:8.3f} s   in the first epoch, prefixes computed")
+    fed = sum(len(rows) * (max(map(len, pairs.rest.iloc[rows])) - 1) for rows in schedule)
+    targets = sum(int(pairs.n_targets.iloc[rows].sum()) for rows in schedule)
+    flops, own = stage_flops(sid_model, through=fed, targets=targets) / a.steps, statistics.median(seconds["ours"])
+    print(f"ours: {flops / 1e9:.1f} GFLOP a step, {fed / a.steps / own:.0f} fed tokens/s, {flops / own / gemm_peak(a.dtype):.0%} of the GEMM peak of {gemm_peak(a.dtype) / 1e9:.0f} GFLOP/s")
+
+
+if __name__ == "__main__": main()
