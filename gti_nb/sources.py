@@ -7,7 +7,7 @@ __all__ = ['LAYOUTS', 'NAMES', 'Layout', 'natural_title', 'movielens_tables', 'p
            'read_source']
 
 # %% ../nbs/02_sources.ipynb #14d145d0
-import ast, gzip, html, itertools, json, os, re, warnings, zlib
+import ast, gzip, html, io, itertools, json, os, re, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,24 +181,30 @@ def _product(record: dict, item_id: str) -> dict:
 # %% ../nbs/02_sources.ipynb #4ec958b1
 _JSON = json.JSONDecoder(strict=False)  # control characters inside of texts are no reason to stop
 
+def _literal(text: str):
+    "The value of a Python literal; `ValueError` for anything else."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about backslashes
+            return ast.literal_eval(text.strip())
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as e: raise ValueError from e
+
 def _record(line: str, where: str) -> dict:
     "One object, written as JSON or as a Python literal."
     try: record = _JSON.decode(line.strip())
     except (ValueError, RecursionError):
-        try: record = ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError): raise GTIError(f"{where} is neither a JSON object nor a Python literal") from None
+        try: record = _literal(line)
+        except ValueError: raise GTIError(f"{where} is neither a JSON object nor a Python literal") from None
     if not isinstance(record, dict): raise GTIError(f"{where} is a {type(record).__name__}, expected an object")
     return record
 
 def _products(lines: Iterable[tuple[int, str]], key: str, wanted: set[str], path) -> list[dict]:
     "The products with a wanted id, in file order."
     mentioned, found = re.compile(rf"""["']{key}["']\s*:\s*["']([^"']+)["']"""), []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # backslashes in Python literals
-        for number, line in lines:
-            if not line.strip() or wanted.isdisjoint(mentioned.findall(line)): continue
-            record = _record(line, f"{path}: line {number}")
-            if record.get(key) in wanted: found.append(_product(record, record[key]))
+    for number, line in lines:
+        if wanted.isdisjoint(mentioned.findall(line)): continue
+        record = _record(line, f"{path}: line {number}")
+        if isinstance(record.get(key), str) and record[key] in wanted: found.append(_product(record, record[key]))
     return found
 
 # %% ../nbs/02_sources.ipynb #721328ab
@@ -300,8 +306,8 @@ _STOCK = re.compile(r"^(?:(?:out of stock|for sale|sold out|sold|not available|u
 def _literal_list(text, where: str) -> list:
     "A list written as a Python literal; an empty cell is an empty list."
     if not isinstance(text, str): return []
-    try: found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError): found = None
+    try: found = _literal(text)
+    except ValueError: found = None
     if not isinstance(found, list): raise GTIError(f"{where} is {text[:40]!r}, expected a list such as ['Dress', 'Blue']")
     return found
 
