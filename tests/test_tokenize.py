@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 from gti_nb.core import GTIError
+from gti_nb.data import load_dataset
+from gti_nb.queries import load_queries
 from gti_nb.sid import tokenize as module
+from gti_nb.sid.given import random_sids
+from gti_nb.sid.quantizers import QUANTIZERS, compare_quantizers, rank_quantizers
+from gti_nb.sid.rqvae import RQVAE
 from gti_nb.sid.tokenize import load_tokens, tokenize
 
 SETTINGS = dict(levels=2, codes=8, progress=False)
@@ -30,7 +35,8 @@ def test_second_call_reuses_and_says_so(tmp_path, encoder, capsys):
     assert len(encoder) == 1 and before == {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("change", [dict(codes=6), dict(levels=3), dict(seed=1), dict(collisions="none"), dict(encoder="another")])
+@pytest.mark.parametrize("change", [dict(codes=6), dict(levels=3), dict(seed=1), dict(collisions="none"), dict(encoder="another"), dict(template="title"), dict(precision="bf16"),
+                                    dict(quantizer="random"), dict(quantizer_options={"iterations": 3})])
 def test_other_settings_are_refused_and_named(tmp_path, change):
     tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
     with pytest.raises(GTIError, match=f"{next(iter(change))}: .* now"): tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, **change})
@@ -40,7 +46,7 @@ def test_a_changed_local_encoder_is_another_key(tmp_path):
     (tmp_path / "encoder").mkdir(); (tmp_path / "encoder" / "weights").write_text("one")
     tokenize("toy", encoder=tmp_path / "encoder", out_dir=tmp_path / "t", **SETTINGS)
     (tmp_path / "encoder" / "weights").write_text("two")
-    with pytest.raises(GTIError, match="the encoder or its version changed"): tokenize("toy", encoder=tmp_path / "encoder", out_dir=tmp_path / "t", **SETTINGS)
+    with pytest.raises(GTIError, match="the content of the encoder or of a file has changed"): tokenize("toy", encoder=tmp_path / "encoder", out_dir=tmp_path / "t", **SETTINGS)
 
 
 def test_same_inputs_same_codes_in_two_folders(tmp_path):
@@ -57,7 +63,10 @@ def test_report_says_how_it_came_to_be(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(collisions="extra-level"), "did you mean 'extra_level'"), (dict(codes=64), "got 64 for 40 items"), (dict(levels=0), "levels: got 0")])
+    (dict(collisions="extra-level"), "did you mean 'extra_level'"), (dict(codes=64), "got 64 for 40 items"), (dict(levels=0), "levels: got 0"),
+    (dict(quantizer="rqkmean"), "did you mean 'rqkmeans'"), (dict(quantizer_options={"restart": 2}), "did you mean 'restarts'"), (dict(quantizer_options=[2]), "expected names and values"),
+    (dict(quantizer="rqvae", quantizer_options={"preset": "big"}), "preset: got 'big'"), (dict(quantizer="imported"), "set index to the path"), (dict(template="titles"), "template"),
+    (dict(quantizer="random", collisions="hungarian"), "stand for no vectors"), (dict(precision="fp16"), "precision: got 'fp16'"), (dict(device="tpu"), "device: got 'tpu'")])
 def test_wrong_settings_are_refused_before_encoding(tmp_path, encoder, wrong, message):
     with pytest.raises(GTIError, match=message): tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, **wrong})
     assert encoder == [] and not (tmp_path / "t").exists()
@@ -83,3 +92,121 @@ def test_mixed_or_damaged_folders_are_refused(tmp_path):
     with pytest.raises(GTIError, match="not of one run"): load_tokens(a)
     (b / "vectors.safetensors").write_bytes((b / "vectors.safetensors").read_bytes()[:-1])
     with pytest.raises(GTIError, match="damaged"): load_tokens(b)
+
+
+NETWORK = dict(hidden=[16], latent=4, epochs=4)  # a network of an instant
+OPTIONS = {"rqvae": NETWORK}
+
+
+@pytest.fixture
+def index(tmp_path):
+    "An index file with words of two codes for the toy films."
+    sids, items = random_sids(40, 2, 8, seed=3), load_dataset("toy").items.item_id
+    path = tmp_path / "toy.index.json"
+    path.write_text(json.dumps({item: sids.tokens(i) for i, item in enumerate(items)}))
+    return path
+
+
+@pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
+def test_every_quantizer_makes_a_folder_that_loads_and_is_reused(tmp_path, encoder, index, quantizer):
+    options = {"index": str(index)} if quantizer == "imported" else OPTIONS.get(quantizer, {})
+    settings = {**SETTINGS, "quantizer": quantizer, "quantizer_options": options}
+    folder = tokenize("toy", out_dir=tmp_path / "t", **settings)
+    report, (dataset, vectors, sids) = json.loads((folder / "report.json").read_text()), load_tokens(folder)
+    assert sids.n_items == len(vectors) == 40 and sids.summary()["distinct"] == 40 and sids.levels in (2, 3)
+    assert report["parameters"]["quantizer"] == quantizer and report["parameters"]["quantizer_options"] == options
+    assert report["quantizer"]["levels"] == 2 and report["card"]["distinct"] == 40 and len(report["levels"]) == sids.levels
+    assert 0 <= report["card"]["neighbours"] <= 1 and report["card"]["purity_a"] is not None
+    tokenize("toy", out_dir=folder, **settings)
+    assert len(encoder) == 1 and [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+
+def test_imported_words_are_those_of_the_file_and_a_changed_file_is_another_key(tmp_path, index):
+    settings = {**SETTINGS, "quantizer": "imported", "quantizer_options": {"index": str(index)}, "collisions": "none"}
+    _, _, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "t", **settings))
+    assert (sids.codes == random_sids(40, 2, 8, seed=3).codes).all()
+    assert tokenize("toy", out_dir=tmp_path / "t", **{**settings, "levels": 4, "codes": 99, "seed": 7}) == tmp_path / "t"  # the file has its own
+    words = json.loads(index.read_text()); first, second, *_ = words; words[first], words[second] = words[second], words[first]
+    index.write_text(json.dumps(words))
+    with pytest.raises(GTIError, match="content of the encoder or of a file has changed"): tokenize("toy", out_dir=tmp_path / "t", **settings)
+
+
+def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch):
+    settings = {**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK}
+    _, _, whole = load_tokens(tokenize("toy", out_dir=tmp_path / "whole", **settings))
+    fit, seen = RQVAE.fit, []
+    def stop(row):
+        seen.append(row["epoch"])
+        if row["epoch"] == 2 and len(seen) == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(RQVAE, "fit", lambda self, vectors, out_dir=None, progress=True: fit(self, vectors, out_dir, progress, on_epoch=stop, checkpoint_seconds=0))
+    with pytest.raises(KeyboardInterrupt): tokenize("toy", out_dir=tmp_path / "cut", **settings)
+    assert not (tmp_path / "cut").exists()
+    _, vectors, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "cut", **settings))
+    assert seen == [1, 2, 3, 4] and sids.content_hash == whole.content_hash
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["cut", "whole"]
+    assert (RQVAE.load(tmp_path / "cut" / "quantizer").assign(vectors) == sids.codes[:, :2]).all()
+
+
+@pytest.mark.parametrize("policy", ["none", "extra_level", "sinkhorn", "hungarian"])
+def test_every_policy_is_applied_in_the_space_of_the_codes(tmp_path, policy):
+    _, vectors, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK, "collisions": policy}))
+    latents = RQVAE.load(tmp_path / "t" / "quantizer").latent(vectors)
+    assert sids.policy == policy and (sids.codes[:, 0] == sids.assign(latents, levels=1)[:, 0]).all()
+
+
+def test_queries_have_items_too(tmp_path):
+    queries = load_queries("toy"); queries.save(tmp_path / "saved")
+    for data in (queries, tmp_path / "saved"):
+        folder = tokenize(data, out_dir=tmp_path / "t", levels=2, codes=4, progress=False)
+        dataset, vectors, sids = load_tokens(folder)
+        assert type(dataset) is type(queries) and dataset.content_hash == queries.content_hash and len(vectors) == sids.n_items == queries.n_items
+
+
+def test_the_template_decides_what_is_encoded(tmp_path, monkeypatch):
+    heard, encode = [], module.encode_text
+    monkeypatch.setattr(module, "encode_text", lambda texts, **k: (heard.append((texts, k)), encode(texts))[1])
+    tokenize("toy", out_dir=tmp_path / "t", template="A film called {title}", precision="fp32", device="cpu", **SETTINGS)
+    (texts, options), = heard
+    assert texts == [f"A film called {t}" for t in load_dataset("toy").items.title] and (options["precision"], options["device"], options["model"]) == ("fp32", "cpu", "all-minilm-l6-v2")
+
+
+def test_a_folder_of_the_first_version_is_read_but_not_taken_for_the_same(tmp_path):
+    folder = tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
+    report = json.loads((folder / "report.json").read_text())
+    old = {**report, "schema": 1, "key": "0" * 16, "parameters": {k: v for k, v in report["parameters"].items() if k not in ("quantizer", "quantizer_options", "template", "precision")}}
+    (folder / "report.json").write_text(json.dumps(old))
+    assert load_tokens(folder)[2].n_items == 40
+    with pytest.raises(GTIError, match="another version of gti-nb .schema 1, this one writes 2."): tokenize("toy", out_dir=folder, **SETTINGS)
+    (folder / "report.json").write_text(json.dumps({**old, "schema": 3}))
+    with pytest.raises(GTIError, match="schema 3, this version reads 1 and 2"): load_tokens(folder)
+
+
+def test_comparison_against_single_fits():
+    heap = torch.arange(120) % 6
+    vectors = torch.eye(6, 12)[heap] + .2 * torch.randn(120, 12, generator=torch.Generator().manual_seed(1))
+    choices = ["random", "rqkmeans", {"quantizer": "rqvae", **NETWORK}]
+    frame, first = compare_quantizers(vectors, choices, levels=2, codes=6, seeds=[0, 5], categories=[f"heap {h}" for h in heap.tolist()])
+    assert len(frame) == 6 and frame.groupby("quantizer").seed.apply(list).map(tuple).unique().tolist() == [(0, 5)]
+    again, _ = compare_quantizers(vectors, choices[::-1], levels=2, codes=6, seeds=[5, 0])
+    same = lambda f: f.sort_values(["quantizer", "seed"]).neighbours.tolist()
+    assert same(frame) == same(again)
+    ranked = rank_quantizers(frame)
+    assert ranked.index[-1] == "random" and ranked.neighbours.is_monotonic_decreasing and ranked["rank"].tolist() == [1, 2, 3]
+    part = frame[frame.quantizer == "rqkmeans"]
+    assert ranked.loc["rqkmeans", "neighbours_range"] == pytest.approx(part.neighbours.max() - part.neighbours.min())
+    assert np.isnan(ranked.loc["random", "reconstruction"]) and 0 < ranked.loc["rqkmeans", "reconstruction"] < 1
+    network = frame[frame.quantizer.str.startswith("rqvae")].iloc[0]
+    assert network.reconstruction == network.reconstruction_energy != network.residual_energy
+
+
+def test_equal_neighbours_are_ranked_by_collisions():
+    import pandas as pd
+    rows = [dict(quantizer=q, seed=0, neighbours=n, collision_share=c) for q, n, c in [("a", .5, .3), ("b", .5, .1), ("c", .6, .9)]]
+    assert rank_quantizers(pd.DataFrame(rows)).index.tolist() == ["c", "b", "a"]
+
+
+def test_a_wrong_choice_is_refused_before_the_first_fit(monkeypatch):
+    fits = []
+    monkeypatch.setattr("gti_nb.sid.quantizers.fit_quantizer", lambda *a, **k: fits.append(a))
+    with pytest.raises(GTIError, match="did you mean 'random'"): compare_quantizers(torch.eye(8), ["rqkmeans", "randon"], codes=4)
+    assert fits == []
