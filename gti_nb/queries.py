@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from . import core, tables
 from .cleaning import _drop, clean_items
 from .core import GTIError, check_choice
-from .data import Catalogue, RecDataset, items_hash_parts, read_saved, table_in
+from .data import Catalogue, RecDataset, items_hash_parts, read_saved
+from .sources import toy_tables
 
 # %% ../nbs/04_queries.ipynb #d3bf64f5
 PARTS = ("train", "valid", "test")
@@ -157,7 +158,7 @@ def _divide(texts: pd.Series, valid_share: float, test_share: float, seed: int) 
 # %% ../nbs/04_queries.ipynb #dd3c1ac2
 def toy_queries() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # 40 items, 104 queries, their judgements
     "A small invented film catalogue with questions about it, the same on every machine."
-    films, _ = tables.toy_tables(); genre, year = films.categories, films.description.str[-4:].astype(int)
+    films, _ = toy_tables(); genre, year = films.categories, films.description.str[-4:].astype(int)
     asked, judged = [], []
     def ask(text: str, grades) -> None: judged.extend((f"q{len(asked):03d}", films.item_id[i], int(g)) for i, g in enumerate(grades) if g); asked.append((f"q{len(asked):03d}", text))
     for i, title in enumerate(films.title):
@@ -197,11 +198,17 @@ def load_queries(
     return QueryDataset(items, queries, np.split(judged["item"].to_numpy(), cuts), np.split(judged.relevance.to_numpy(), cuts), report, name, policies)
 
 # %% ../nbs/04_queries.ipynb #80ac7eb2
+def _table_in(folder: str | Path, stem: str) -> Path:
+    "The one file `stem`.csv, .tsv, .parquet or .jsonl in a folder."
+    found = [p for p in sorted(Path(folder).iterdir()) if p.stem == stem and p.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl")]
+    if len(found) == 1: return found[0]
+    raise GTIError(f"{folder}: {'several files' if found else 'no file'} {stem}.csv, .tsv, .parquet or .jsonl in it; it holds: {', '.join(sorted(p.name for p in Path(folder).iterdir())[:8]) or 'nothing'}")
+
 def _found(folder: str | Path) -> tuple[Path, Path, Path | None]:
     "The tables of a folder."
     if not Path(folder).exists(): check_choice("query data set (and no such folder)", str(folder), ["toy"])
     if not Path(folder).is_dir(): raise GTIError(f"{folder}: a file, expected a folder with items.*, queries.* and qrels.*; single files go as items=..., queries=..., qrels=...")
-    return table_in(folder, "items"), table_in(folder, "queries"), table_in(folder, "qrels") if any(p.stem == "qrels" for p in Path(folder).iterdir()) else None
+    return _table_in(folder, "items"), _table_in(folder, "queries"), _table_in(folder, "qrels") if any(p.stem == "qrels" for p in Path(folder).iterdir()) else None
 
 def _tables(items, queries, qrels, columns: dict, delimiter: str | None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "The three tables under the package's column names."
