@@ -102,7 +102,8 @@ def _encode(encoder, texts: dict[int, str], lengths: dict[int, int], batches: li
             try:
                 with torch.inference_mode(): out = encoder.encode([texts[i] for i in rows], batch_size=len(rows), convert_to_tensor=True, show_progress_bar=False).float().cpu()
             except torch.OutOfMemoryError as e:
-                raise GTIError(f"out of memory on {encoder.device} with {len(rows)} texts of up to {lengths[rows[0]]} tokens; pass batch_tokens below {len(rows) * lengths[rows[0]]}, or max_tokens") from e
+                raise GTIError(f"out of memory on {encoder.device} with {len(rows)} texts of up to {lengths[rows[0]]} tokens; "
+                               f"pass batch_tokens below {len(rows) * lengths[rows[0]]}, or max_tokens") from e
             for i, norm in zip(rows, out.norm(dim=1).tolist()):
                 if not 0 < norm < float("inf"): raise GTIError(f"texts: the encoder gave {'a vector of zeros' if norm == 0 else 'NaN or infinity'} for row {names[i]}, {texts[i][:60]!r}")
             yield rows, torch.nn.functional.normalize(out, dim=1)
@@ -259,7 +260,9 @@ def reduce(
     "Principal components of vectors (Pearson 1901), the largest first, with a sign that does not depend on the order of rows."
     from sklearn.decomposition import PCA
     x = torch.as_tensor(vectors)
-    if x.dim() != 2 or not x.isfinite().all(): raise GTIError(f"vectors: got {'NaN or infinity in row ' + str(int((~x.isfinite()).any(1).nonzero()[0])) if x.dim() == 2 else f'shape {tuple(x.shape)}'}, expected finite [n, d]")
+    if x.dim() != 2: raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, d]")
+    bad = (~x.isfinite()).any(1)
+    if bad.any(): raise GTIError(f"vectors: NaN or infinity in row {int(bad.nonzero()[0])}")
     most = min(len(x) - 1, x.shape[1])
     if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= most: raise GTIError(f"dim: got {dim!r}, allowed: 1 to {most} for {len(x)} vectors of {x.shape[1]}")
     if (x == x[0]).all(): raise GTIError(f"vectors: all {len(x)} are equal, so there is no direction in which they differ")
