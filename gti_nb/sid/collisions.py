@@ -28,19 +28,27 @@ def _extra_level(sids: SemanticIds) -> SemanticIds:
     return replace(sids, codes=torch.cat([sids.codes, torch.from_numpy(extra)[:, None]], 1), codebooks=[*sids.codebooks, torch.zeros(int(extra.max()) + 1, 0)])
 
 # %% ../../nbs/10_sid.collisions.ipynb #ef532abc
-def _last_distances(
+def _left_over(
     sids: SemanticIds,
-    vectors: torch.Tensor | np.ndarray,  # [n_items, d]
-    items: np.ndarray,  # item rows
-    codes: torch.Tensor | None = None,  # of all rows of `vectors` [n, levels]; None takes the items' own
-) -> tuple[np.ndarray, np.ndarray]:  # items, sorted by content, and their squared distances [items, K]
-    "Squared distances between what the levels before the last leave of some items and every last code."
+    vectors: torch.Tensor | np.ndarray,  # [n, d]
+    items: np.ndarray,  # rows of `vectors`
+    codes: torch.Tensor | None = None,  # of all rows of `vectors` [n, levels]; None takes those of `sids`
+) -> torch.Tensor:  # float64 [items, d]
+    "What the levels before the last one leave of some items."
     codes, left = sids.codes if codes is None else codes, take_rows(vectors, items)
     for column, book in list(zip(codes[items].T, sids.codebooks))[:-1]: left -= book[column]
-    order = sorted(range(len(items)), key=[row.tobytes() for row in left.numpy()].__getitem__)
-    left, last = left[order], sids.codebooks[-1].double()
-    distances = torch.addmm(left.square().sum(1, keepdim=True) + last.square().sum(1), left, last.T, alpha=-2)
-    return items[order], distances.clamp(min=0).numpy()
+    return left
+
+def _last_distances(sids: SemanticIds, left: torch.Tensor) -> np.ndarray:
+    "Squared distances of what is left to every code of the last level [n, K]."
+    last = sids.codebooks[-1].double()
+    return torch.addmm(left.square().sum(1, keepdim=True) + last.square().sum(1), left, last.T, alpha=-2).clamp(min=0).numpy()
+
+def _sorted_distances(sids: SemanticIds, vectors: torch.Tensor, items: np.ndarray, codes: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+    "Items in the order of their content (equal ones as they come), and their distances to every last code."
+    left = _left_over(sids, vectors, items, codes)
+    order = sorted(range(len(left)), key=[row.tobytes() for row in left.numpy()].__getitem__)
+    return items[order], _last_distances(sids, left[order])
 
 def _members(groups: np.ndarray, wanted: np.ndarray) -> Iterator[np.ndarray]:
     "The rows of every wanted group, ascending."
@@ -63,7 +71,7 @@ def hungarian(
     "Optimal one-to-one assignment of last codes within every prefix that has a collision."
     codes, words, prefixes = sids.codes.clone(), word_groups(sids.codes)[0], word_groups(sids.codes[:, :-1])[0]
     for items in _members(prefixes, np.unique(prefixes[np.bincount(words)[words] > 1])):
-        items, distances = _last_distances(sids, vectors, items)
+        items, distances = _sorted_distances(sids, vectors, items)
         rows, found = _match(distances, distances[range(len(items)), codes[items, -1]])
         codes[items[rows], -1] = torch.from_numpy(found)
     return codes
@@ -85,6 +93,13 @@ def sinkhorn_plan(
         by_code = 1 / (codes * (plan * by_item).sum(-2, keepdim=True)).clamp(min=1e-300)
     return by_item * plan * by_code
 
+def _choose(plan: np.ndarray, distances: np.ndarray, others: np.ndarray) -> np.ndarray:
+    "Of the codes that get most of an item's mass the nearest one, those that other items have last."
+    cost = distances + others * (distances.max() + 1)
+    return np.where(plan >= .99 * plan.max(-1, keepdims=True), cost, np.inf).argmin(-1)
+
+_ENTRIES = 2**20  # of distance matrices in memory at a time
+
 def sinkhorn(
     sids: SemanticIds,  # codes as a quantizer returned them
     vectors: torch.Tensor,  # the vectors they were fitted to [n_items, d]
@@ -92,26 +107,32 @@ def sinkhorn(
     epsilon: float = .003,  # see `sinkhorn_plan`
     iterations: int = 50,  # see `sinkhorn_plan`
 ) -> torch.Tensor:  # codes int64 [n_items, levels]
-    "Repair rounds: items that share a word get last codes by balanced transport (LC-Rec, arXiv 2311.09049, with its epsilon, iterations and rounds)."
-    codes = sids.codes.clone()
+    "Repair rounds: items that share a word get last codes by balanced transport (LC-Rec, arXiv 2311.09049; its epsilon, iterations and rounds are the defaults)."
+    codes, n_last = sids.codes.clone(), sids.level_sizes[-1]
     for _ in range(rounds):
-        words, sizes = word_groups(codes)
-        before = codes[:, -1].clone()
-        for items in _members(words, np.flatnonzero(sizes > 1)):
-            items, distances = _last_distances(sids, vectors, items)
-            codes[items, -1] = sinkhorn_plan(torch.from_numpy(distances), epsilon, iterations).argmax(-1)
+        (words, sizes), prefixes, before = word_groups(codes), word_groups(codes[:, :-1])[0], codes[:, -1].clone()
+        taken = np.zeros((prefixes.max() + 1, n_last), dtype=bool); taken[prefixes, before] = True
+        for size in np.unique(sizes[sizes > 1]).tolist():  # groups of one size are worked on together
+            rows = np.flatnonzero(sizes[words] == size)
+            groups = rows[np.argsort(words[rows], kind="stable")].reshape(-1, size)
+            for part in slices(len(groups), max(1, _ENTRIES // (size * n_last))):
+                items, first = groups[part], groups[part][:, 0]
+                distances = _last_distances(sids, _left_over(sids, vectors, items.ravel())).reshape(-1, size, n_last)
+                others = taken[prefixes[first]]; others[range(len(items)), before[first]] = False
+                plan = sinkhorn_plan(torch.from_numpy(distances), epsilon, iterations).numpy()
+                codes[items, -1] = torch.from_numpy(_choose(plan, distances, others[:, None]))
         if torch.equal(before, codes[:, -1]): break
     return codes
 
 # %% ../../nbs/10_sid.collisions.ipynb #c2f530b9
-def _increases(sids: SemanticIds, codes: torch.Tensor, vectors: torch.Tensor, moved: np.ndarray) -> np.ndarray:
-    "By how much the squared distances between vectors and last codes grew, for the rows `moved`."
-    out = np.empty(len(moved))
+def _increases(sids: SemanticIds, before: torch.Tensor, after: torch.Tensor, vectors: torch.Tensor, moved: np.ndarray) -> np.ndarray:
+    "By how much the squared distances between vectors and last codes grew from one table of codes to another, for the rows `moved`."
+    out, last = np.empty(len(moved)), sids.codebooks[-1].double()
     for part in slices(len(moved)):
-        left, rows, last = take_rows(vectors, moved[part]), moved[part], sids.codebooks[-1].double()
-        for column, book in list(zip(codes[rows].T, sids.codebooks))[:-1]: left -= book[column]
-        now, before = ((left - last[c[rows, -1]]).square().sum(1) for c in (codes, sids.codes))
-        out[part] = now - before
+        rows = moved[part]
+        left = _left_over(sids, vectors, rows, before)
+        old, new = ((left - last[codes[rows, -1]]).square().sum(1) for codes in (before, after))
+        out[part] = new - old
     return out
 
 def _shared(codes: torch.Tensor) -> int:
@@ -122,7 +143,7 @@ def _shared(codes: torch.Tensor) -> int:
 def _reassigned(sids: SemanticIds, codes: torch.Tensor, vectors: torch.Tensor) -> SemanticIds:
     "The codes in place of the old ones, and what that cost."
     moved = (codes[:, -1] != sids.codes[:, -1]).nonzero()[:, 0].numpy()
-    grown, changed = _increases(sids, codes, vectors, moved), replace(sids, codes=codes)
+    grown, changed = _increases(sids, sids.codes, codes, vectors, moved), replace(sids, codes=codes)
     energy, before = changed.residual_energy(vectors), sids.residual_energy(vectors)
     overfull = np.bincount(word_groups(codes[:, :-1])[0]) > sids.level_sizes[-1]
     return replace(changed, quality={**sids.quality, "residual_energy": energy, **_moves(len(moved), sids.n_items, grown), "extra_energy": energy[-1] - before[-1],
@@ -159,7 +180,7 @@ def _place(sids: SemanticIds, new: torch.Tensor, vectors: torch.Tensor) -> torch
     words, prefixes = word_groups(codes)[0], word_groups(codes[:, :-1])[0]
     collides = np.bincount(words)[words[n:]] > 1
     for rows in _members(prefixes, np.unique(prefixes[n:][collides])):
-        old, (items, distances) = rows[rows < n], _last_distances(sids, vectors, rows[rows >= n] - n, new)
+        old, (items, distances) = rows[rows < n], _sorted_distances(sids, vectors, rows[rows >= n] - n, new)
         free = np.setdiff1d(np.arange(sids.level_sizes[-1]), codes[old, -1])
         got, found = _match(distances[:, free], distances[range(len(items)), new[items, -1]])
         codes[n + items[got], -1] = torch.from_numpy(free[found])
@@ -188,7 +209,7 @@ def add_items(
         placed = new if sids.policy == "none" else _place(sids, new, vectors)
         longer = replace(sids, codes=torch.cat([sids.codes, placed]))
         rows = (placed[:, -1] != new[:, -1]).nonzero()[:, 0].numpy()
-        moved, grown = len(rows), _increases(replace(sids, codes=new), placed, vectors, rows)
+        moved, grown = len(rows), _increases(sids, new, placed, vectors, rows)
     return _added(sids, longer, moved, grown)
 
 def _added(sids: SemanticIds, longer: SemanticIds, moved: int, increases: np.ndarray) -> SemanticIds:
