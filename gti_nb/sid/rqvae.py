@@ -106,9 +106,14 @@ class RQVAENetwork(nn.Module):
     def decode(self, latents: torch.Tensor) -> torch.Tensor: return self.decoder(latents) * self.scale + self.mean
 
 # %% ../../nbs/12_sid.rqvae.ipynb #e6b169d4
+def _float32(vectors) -> torch.Tensor:
+    "A tensor on the CPU; arrays, memory-mapped ones too, are copied into memory."
+    x = vectors.detach().cpu() if isinstance(vectors, torch.Tensor) else torch.from_numpy(np.array(vectors, dtype=np.float32))
+    return x.float().contiguous()
+
 def _checked(vectors, codes: int) -> torch.Tensor:
     "The vectors as float32 on the CPU; refuses what cannot be quantized."
-    x = torch.as_tensor(vectors).detach().cpu().float().contiguous()
+    x = _float32(vectors)
     if x.ndim != 2 or 0 in x.shape: raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n_items, d] with at least one of each")
     bad = (~torch.isfinite(x).all(1)).nonzero()[:, 0]
     if len(bad): raise GTIError(f"vectors: {len(bad)} of {len(x)} rows hold NaN or infinite values, the first is row {bad[0]}; look at that item's text and encode again")
@@ -143,6 +148,9 @@ class _Training:
     @property
     def columns(self) -> list[str]: return ["epoch", "loss", "reconstruction", "quantization", "diversity", "collision", "reseeded", *(f"utilization_{a}" for a in ascii_lowercase[:self.config.levels])]
 
+    @property
+    def frame(self) -> pd.DataFrame: return pd.DataFrame(self.history, columns=self.columns).astype({"epoch": int})
+
     def seed(self, epoch: int) -> None: torch.manual_seed(int(np.random.SeedSequence([self.config.seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
 
     @torch.no_grad()
@@ -168,19 +176,22 @@ def _optimize(run: _Training) -> dict:
         for name, value in dict(loss=loss, **losses).items(): sums[name] = sums.get(name, 0.0) + value.item() * len(rows)
     return {name: value / len(run.x) for name, value in sums.items()}
 
+def _reseed(run: _Training, latents: torch.Tensor) -> int:
+    "Move dead codes, forget their moments, and form the clusters for the diversity loss anew; how many codes moved."
+    moved = reseed_dead(run.network.quantizer, latents) if run.config.reseed else []
+    for book, dead in zip(run.network.quantizer.codebooks, moved):
+        for moment in ("exp_avg", "exp_avg_sq"): run.optimizer.state[book][moment][dead] = 0
+    if moved: run.reseeded += torch.tensor([len(dead) for dead in moved])
+    cluster_codebooks(run.network.quantizer, run.config.seed)
+    return sum(map(len, moved))
+
 def _measure(run: _Training) -> dict:
-    "Collisions and use of codes at inference; then dead codes are reseeded, unless training is over."
-    latents, quantizer = run.latents(), run.network.quantizer
-    codes = nearest_codes(latents, quantizer.codebooks)
-    row = dict(collision=1 - len(codes.unique(dim=0)) / len(codes), reseeded=0, **{f"utilization_{a}": len(c.unique()) / run.size for a, c in zip(ascii_lowercase, codes.T)})
-    if run.epoch == run.config.epochs: return row
-    if run.config.reseed:
-        moved = reseed_dead(quantizer, latents)
-        for book, dead in zip(quantizer.codebooks, moved):
-            for moment in ("exp_avg", "exp_avg_sq"): run.optimizer.state[book][moment][dead] = 0
-        run.reseeded += torch.tensor([len(dead) for dead in moved]); row["reseeded"] = sum(map(len, moved))
-    cluster_codebooks(quantizer, run.config.seed)
-    return row
+    "Collisions and use of codes at inference; dead codes are reseeded afterwards, or before when training is over."
+    latents, over = run.latents(), run.epoch == run.config.epochs
+    reseeded = _reseed(run, latents) if over else 0
+    codes = nearest_codes(latents, run.network.quantizer.codebooks)
+    row = dict(collision=1 - len(codes.unique(dim=0)) / len(codes), **{f"utilization_{a}": len(c.unique()) / run.size for a, c in zip(ascii_lowercase, codes.T)})
+    return dict(row, reseeded=reseeded if over else _reseed(run, latents))
 
 def _one_epoch(run: _Training) -> dict:
     "Train on all items once; the row of the history."
@@ -203,12 +214,17 @@ def _restore(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     "Read what `_store` wrote, and check that it is whole and finite."
     meta = read_json(folder / "rqvae.json")
     if meta.get("schema") != 1: raise GTIError(f"{folder / 'rqvae.json'}: schema {meta.get('schema')!r}, this version reads 1; train again or update gti-nb")
+    if not {"config", "vectors", "file", "sha256"} <= set(meta): raise GTIError(f"{folder / 'rqvae.json'}: describes no RQ-VAE; give a folder written by RQVAE")
     file = folder / Path(meta["file"]).name
     if file_hash(file) != meta["sha256"]: raise GTIError(f"{file}: not the file that was written, it is damaged or was replaced; remove {folder} and train again")
     tensors = safetensors.torch.load(file.read_bytes())
     broken = [name for name, t in tensors.items() if name != "history" and not torch.isfinite(t).all()]
     if broken: raise GTIError(f"{file}: {broken[0]} holds NaN or infinite values; remove {folder} and train again with a lower learning_rate")
     return tensors, meta
+
+def _weights(network: nn.Module, history: pd.DataFrame) -> dict[str, torch.Tensor]:
+    "A network and how it came to be, as tensors."
+    return {"history": torch.tensor(history.to_numpy(dtype=np.float64)), **{f"network.{name}": t for name, t in network.state_dict().items()}}
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     "The tensors under a prefix, without it."
@@ -218,9 +234,8 @@ def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 def _save_checkpoint(run: _Training, folder: Path) -> None:
     "All that the next epoch depends on, and `history.csv` to look at."
     state = {f"optimizer.{i}.{name}": t for i, moments in run.optimizer.state_dict()["state"].items() for name, t in moments.items()}
-    history = pd.DataFrame(run.history, columns=run.columns)
-    _store(folder, {**{f"network.{name}": t for name, t in run.network.state_dict().items()}, **state, "reseeded": run.reseeded, "history": torch.from_numpy(history.to_numpy(dtype=np.float64, copy=True))}, _meta(run))
-    write_atomic(folder / "history.csv", history.to_csv(index=False))
+    _store(folder, {**_weights(run.network, run.frame), **state, "reseeded": run.reseeded}, _meta(run))
+    write_atomic(folder / "history.csv", run.frame.to_csv(index=False))
 
 def _meta(run: _Training) -> dict:
     "What a network was trained on, with what."
@@ -271,7 +286,7 @@ class RQVAE:
             run, folder = _Training(self.config, x, self.device), None if out_dir is None else Path(out_dir)
             if folder is None or not _resume(run, folder): run.start()
             _train(run, folder, progress, on_epoch, checkpoint_seconds)
-        self.network, self.history, self._meta = run.network.eval(), pd.DataFrame(run.history, columns=run.columns), _meta(run)
+        self.network, self.history, self._meta = run.network.eval(), run.frame, _meta(run)
         return _result(run)
 
 
@@ -312,7 +327,7 @@ def latent(
     vectors: torch.Tensor,  # [n, d], of the encoder the items were encoded with
 ) -> torch.Tensor:  # float32 [n, latent], on the CPU
     "The latents, the vectors that codebooks add up to."
-    x = torch.as_tensor(vectors).detach().float()
+    x = _float32(vectors)
     if self.network is None: raise GTIError("RQVAE: not trained yet; call fit, or RQVAE.load a saved one")
     dim = len(self.network.mean)
     if x.ndim != 2 or x.shape[1] != dim: raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, {dim}], the width this RQ-VAE was trained on")
@@ -350,8 +365,7 @@ def save(
 ) -> Path:
     "Write the network and its history: `rqvae.json` and a safetensors file."
     if self.network is None: raise GTIError("RQVAE: not trained yet; call fit before save")
-    history = torch.from_numpy(self.history.to_numpy(dtype=np.float64, copy=True))
-    with atomic_dir(folder) as temporary: _store(temporary, {**{f"network.{name}": t for name, t in self.network.state_dict().items()}, "history": history}, self._meta)
+    with atomic_dir(folder) as temporary: _store(temporary, _weights(self.network, self.history), self._meta)
     return Path(folder)
 
 @patch(cls_method=True)
@@ -365,5 +379,6 @@ def load(
     self = cls(RQVAEConfig(**meta["config"]), device)
     self.network = RQVAENetwork(dataclasses.replace(self.config, codes=meta["codes"]), meta["dim"])
     self.network.load_state_dict(_part(tensors, "network.")); self.network.to(self.device).eval()
-    self.history, self._meta = pd.DataFrame(tensors["history"].numpy(), columns=meta["columns"]), {k: v for k, v in meta.items() if k not in ("schema", "file", "sha256")}
+    self.history = pd.DataFrame(tensors["history"].numpy(), columns=meta["columns"]).astype({"epoch": int})
+    self._meta = {k: v for k, v in meta.items() if k not in ("schema", "file", "sha256")}
     return self
