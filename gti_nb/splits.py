@@ -111,7 +111,7 @@ def _cuts(times: np.ndarray, valid_share: float, test_share: float) -> tuple:
     "The two moments that leave at least these shares of the events to validation and test."
     if not (0 < valid_share and 0 < test_share and valid_share + test_share < 1): raise GTIError(f"valid_share, test_share: got {valid_share} and {test_share}, allowed: above 0, together below 1")
     ordered, n = np.sort(times), len(times)
-    at = [min(int(round(n * (1 - share))), n - 1) for share in (valid_share + test_share, test_share)]
+    at = [max(n - int(np.ceil(round(n * share, 6))), 0) for share in (valid_share + test_share, test_share)]
     return ordered[at[0]].item(), ordered[at[1]].item()
 
 # %% ../nbs/02_splits.ipynb #40f62c2d

@@ -138,6 +138,124 @@ def test_k_core_equals_its_definition(k, seed):
     assert data.n_items == len({i for _, i in wanted}) and data.report["events"] == len(wanted)
 
 
+def slow_cleaning(items: list[dict], events: list[dict], k_core=5, min_rating=None, repeats="first", max_events=None):
+    "The rules as they are written down, one row at a time: kept items, {user: [(item, time), ...]} in order, users in order, counts."
+    counts = dict.fromkeys(["id seen before", "no text", "unknown item", "rating", "duplicate", "tied", "repeat", "older", "short", "core"], 0)
+    catalogue = {}
+    for row in items:
+        if row["item_id"] in catalogue: counts["id seen before"] += 1
+        else: catalogue[row["item_id"]] = row
+    for item in [i for i, row in catalogue.items() if not row["title"] and not row["description"]]: counts["no text"] += 1; del catalogue[item]
+    left, seen = [], set()
+    for row in events:
+        key = row["user_id"], row["item_id"], row["timestamp"]
+        if row["item_id"] not in catalogue: counts["unknown item"] += 1
+        elif min_rating is not None and not row["rating"] >= min_rating: counts["rating"] += 1
+        elif key in seen: counts["duplicate"] += 1
+        else: seen.add(key); left.append(key)
+    counts["tied"] = sum(sum(u == v and t == s for v, _, s in left) > 1 for u, _, t in left)
+    users = {}
+    for place, (user, item, time) in enumerate(sorted(left, key=lambda e: e[2])):  # Python's sort keeps the order of equals
+        taken = users.setdefault(user, [])
+        again = item in [i for i, _, _ in taken]
+        counts["repeat"] += again
+        if not again or repeats == "all": taken.append((item, time, place))
+    for user, taken in users.items():
+        if max_events and len(taken) > max_events: counts["older"] += len(taken) - max_events; users[user] = taken[-max_events:]
+    users = {u: [e[:2] for e in taken] for u, taken in sorted(users.items(), key=lambda user: user[1][0][2])}
+    for user in [u for u, taken in users.items() if len(taken) < 3]: counts["short"] += len(users.pop(user))
+    while k_core:
+        popularity = {i: sum(i == j for taken in users.values() for j, _ in taken) for i in catalogue}
+        kept = {u: [e for e in taken if popularity[e[0]] >= k_core] for u, taken in users.items() if len(taken) >= max(k_core, 3)}
+        if kept == users: break
+        counts["core"] += sum(map(len, users.values())) - sum(map(len, kept.values())); users = kept
+    taken = {i for events in users.values() for i, _ in events}
+    return [i for i in catalogue if k_core == 0 or i in taken], {u: t for u, t in users.items() if t}, counts
+
+
+def awkward_tables(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Small tables with some of everything that can be wrong."
+    rng = np.random.default_rng(seed)
+    items = pd.DataFrame({"item_id": [f"i{i}" for i in rng.integers(14, size=18)], "title": rng.choice(["", "A", "B"], 18, p=[.2, .4, .4]), "description": rng.choice(["", "c"], 18)})
+    n = 160
+    events = pd.DataFrame({"user_id": [f"u{u}" for u in rng.zipf(1.4, n) % 12], "item_id": [f"i{i}" for i in rng.integers(16, size=n)], "timestamp": rng.integers(12, size=n), "rating": rng.integers(1, 6, n)})
+    return items, pd.concat([events, events.sample(10, random_state=seed)])
+
+
+CHOICES = [dict(k_core=0), dict(k_core=2), dict(k_core=3, repeats="all"), dict(k_core=2, min_rating=2), dict(k_core=1, max_events=5), dict(k_core=2, min_rating=3, repeats="all", max_events=8)]
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+@pytest.mark.parametrize("seed", range(8))
+def test_cleaning_equals_its_rules_one_row_at_a_time(seed, choices):
+    items, events = awkward_tables(seed)
+    wanted, users, counts = slow_cleaning(items.to_dict("records"), events.to_dict("records"), **choices)
+    assert len(users) > 1 and counts["unknown item"] and counts["duplicate"] and counts["tied"]
+    data = load_dataset(items=items, interactions=events, **choices)
+    assert data.items.item_id.tolist() == wanted
+    ours = {u: list(zip(data.items.item_id[s].tolist(), t.tolist())) for u, s, t in zip(data.user_ids, data.sequences, data.timestamps)}
+    assert ours == users and list(ours) == list(users)
+    found = {(r.table, r.what): r.found for r in data.report_table().itertuples()}
+    named = {"id seen before": ("items", "id seen before"), "no text": ("items", "no title and no description"), "unknown item": ("events", "item not in the catalogue"),
+             "duplicate": ("events", "exact duplicate"), "tied": ("events", "same user and time as another, in row order"), "repeat": ("events", "user took the item before"),
+             "short": ("events", "fewer than 3 events of the user")}
+    if "min_rating" in choices: named["rating"] = ("events", f"rating below {choices['min_rating']}, or none")
+    if "max_events" in choices: named["older"] = ("events", f"before the user's latest {choices['max_events']}")
+    if choices["k_core"]: named["core"] = ("events", f"{choices['k_core']}-core")
+    assert {k: found[v] for k, v in named.items()} == {k: counts[k] for k in named}
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_account_adds_up(seed, choices):
+    data = load_dataset(items=(tables := awkward_tables(seed))[0], interactions=tables[1], **choices)
+    table, last = data.report_table(), data.report_table().groupby("table").left.last()
+    assert last.to_dict() == {"items": data.n_items, "users": data.n_users, "events": sum(map(len, data.sequences))} == {t: data.report[t] for t in ("items", "users", "events")}
+    loaded = table[table.what == "as loaded"].set_index("table").left
+    assert (loaded - table.groupby("table").dropped.sum() == last).all() and (table.dropped <= table.found).all()
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+def test_hashed_ties_are_the_same_for_every_order_of_the_rows(choices):
+    for seed in range(4):
+        items, events = awkward_tables(seed)
+        results = {load_dataset(items=items, interactions=events.sample(frac=1, random_state=r), ties="hash", **choices).content_hash for r in range(4)}
+        assert len(results) == 1
+    by_time = load_dataset(items=items, interactions=events, ties="hash", **choices)
+    assert all((np.diff(t) >= 0).all() for t in by_time.timestamps)
+
+
+def test_hashed_ties_do_not_favour_low_ids():
+    items = pd.DataFrame({"item_id": [f"i{i:03d}" for i in range(100)], "title": "t"})
+    events = pd.DataFrame([(f"u{u}", f"i{i:03d}", 0) for u in range(200) for i in range(100)], columns=["user_id", "item_id", "timestamp"])
+    data = load_dataset(items=items, interactions=events, ties="hash")
+    last = np.array([s[-1] for s in data.sequences])
+    assert 40 < last.mean() < 60 and len(set(last.tolist())) > 70  # uniform: 49.5 +- 2, 87 distinct
+    assert abs(np.corrcoef(data.sequences)[np.triu_indices(200, 1)]).mean() < 0.12  # users are ordered independently of each other
+
+
+def test_choices_that_make_no_sense():
+    for wrong, says in [(dict(k_core=2.5), "k_core: got 2.5"), (dict(k_core=True), "k_core: got True"), (dict(max_events=2), "max_events: got 2, allowed: None or a whole number from 5"),
+                        (dict(repeats="none"), "repeats: got 'none'"), (dict(ties="id"), "ties: got 'id'"), (dict(min_rating=float("nan")), "min_rating: got nan")]:
+        with pytest.raises(GTIError, match=says): load_dataset("toy", **wrong)
+    with pytest.raises(GTIError, match="no column 'rating'"): load_dataset("toy", min_rating=3)
+    with pytest.raises(GTIError, match="nothing is left after cleaning"): load_dataset(items=ITEMS, interactions=EVENTS.assign(rating=1), min_rating=3)
+
+
+def test_repeats_without_times():
+    events = pd.DataFrame({"user_id": "u", "item_id": ["f00", "f01", "f00", "f00", "f02"]}); no_times = {"timestamp": None}
+    assert load_dataset(items=ITEMS, interactions=events, k_core=0, columns=no_times).sequences[0].tolist() == [0, 1, 2]
+    data = load_dataset(items=ITEMS, interactions=events, k_core=0, columns=no_times, repeats="all")
+    assert data.sequences[0].tolist() == [0, 1, 0, 0, 2] and data.report["events kept: user took the item before"] == 2
+
+
+def test_movielens_by_rating_and_length():
+    every, liked = load_dataset("movielens-100k"), load_dataset("movielens-100k", min_rating=4, max_events=50)
+    assert liked.report["events dropped: rating below 4, or none"] == 44_625 and max(map(len, liked.sequences)) == 50 and max(map(len, every.sequences)) > 600
+    assert np.bincount(np.concatenate(liked.sequences)).min() >= 5 and min(map(len, liked.sequences)) >= 5
+    liked.leave_one_out().check()
+
+
 def test_every_event_and_item_is_accounted_for():
     report = load_dataset("movielens-100k").report
     assert report["events in the table"] - sum(v for k, v in report.items() if k.startswith("events dropped")) == report["events"] == 99_287
@@ -151,6 +269,34 @@ def test_save_and_load(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(again.sequences + again.timestamps, data.sequences + data.timestamps))
     without = RecDataset(data.items, data.sequences, data.user_ids); without.save(tmp_path/"b")
     assert RecDataset.load(tmp_path/"b").timestamps is None and without.content_hash != data.content_hash
+
+
+def test_saving_twice_is_saving_once(tmp_path):
+    data = load_dataset("toy"); data.save(tmp_path/"a"); before = {p.name: p.stat().st_mtime_ns for p in (tmp_path/"a").iterdir()}
+    assert load_dataset("toy").save(tmp_path/"a") == tmp_path/"a" and {p.name: p.stat().st_mtime_ns for p in (tmp_path/"a").iterdir()} == before
+    with pytest.raises(GTIError, match="already exists and is not empty"): load_dataset("toy", k_core=0, max_events=5).save(tmp_path/"a")
+    (tmp_path/"a"/"events.parquet").write_bytes(b"PAR1")
+    with pytest.raises(GTIError, match="damaged"): data.save(tmp_path/"a")
+
+
+def test_policies_and_brands_are_kept(tmp_path):
+    data = load_dataset(items=ITEMS.assign(brand="Studio"), interactions=EVENTS, repeats="all", k_core=3); data.save(tmp_path/"a")
+    again = load_dataset(tmp_path/"a")
+    assert again.policies == data.policies == dict(k_core=3, min_rating=None, repeats="all", ties="file", max_events=None)
+    assert again.items.brand.tolist() == ["Studio"] * 40 and again.texts() == load_dataset("toy").texts() and again.content_hash != load_dataset("toy").content_hash
+    assert load_dataset(tmp_path/"a", repeats="all", k_core=3).content_hash == again.content_hash
+    with pytest.raises(GTIError, match=r"a saved data set is not cleaned again \(ties='hash', saved with 'file'\)"): load_dataset(tmp_path/"a", ties="hash")
+
+
+def test_folders_of_the_first_schema_are_read(tmp_path):
+    data = load_dataset("toy"); data.save(tmp_path/"a"); about = json.loads((tmp_path/"a"/"dataset.json").read_text())
+    (tmp_path/"a"/"dataset.json").write_text(json.dumps({k: v for k, v in about.items() if k not in ("kind", "policies")} | {"schema": 1}))
+    assert load_dataset(tmp_path/"a").content_hash == data.content_hash and load_dataset(tmp_path/"a").policies == {}
+
+
+def test_a_data_set_without_users_is_a_catalogue(tmp_path):
+    RecDataset(ITEMS, [], []).save(tmp_path/"a")
+    assert load_dataset(tmp_path/"a").n_users == 0 and load_dataset(tmp_path/"a").n_items == 40
 
 
 def test_a_saved_data_set_that_was_changed_is_refused(tmp_path):
@@ -168,5 +314,7 @@ def test_what_does_not_fit_together_is_no_data_set():
     with pytest.raises(GTIError, match="allowed 0 to 39"): RecDataset(toy.items, [[0, 40]], ["u"])
     with pytest.raises(GTIError, match="1 user ids for 2 sequences"): RecDataset(toy.items, [[0], [1]], ["u"])
     with pytest.raises(GTIError, match="differ in length"): RecDataset(toy.items, [[0, 1]], ["u"], [[5]])
+    with pytest.raises(GTIError, match="user id 'u' is there more than once"): RecDataset(toy.items, [[0], [1]], ["u", "u"])
+    with pytest.raises(GTIError, match="1 users have no event"): RecDataset(toy.items, [[0], []], ["u", "w"])
     with pytest.raises(GTIError, match="lack the columns"): RecDataset(toy.items.drop(columns="title"), [[0]], ["u"])
     with pytest.raises(GTIError, match="fewer than 3 events"): RecDataset(toy.items, [[0, 1]], ["u"]).leave_one_out()
