@@ -181,7 +181,7 @@ def word_groups(
 
 @patch
 def report(self: SemanticIds) -> pd.DataFrame:  # a row per level
-    "The report card: use of the codes and what is left to tell apart, level by level."
+    "Use of the codes and what is left to tell apart, level by level."
     energy, rows = self.quality.get("residual_energy", []), []
     for l, size in enumerate(self.level_sizes):
         p = np.bincount(self.codes[:, l].numpy(), minlength=size) / self.n_items

@@ -36,7 +36,7 @@ def _left_over(
 ) -> torch.Tensor:  # float64 [items, d]
     "What the levels before the last one leave of some items."
     codes, left = sids.codes if codes is None else codes, take_rows(vectors, items)
-    for column, book in list(zip(codes[items].T, sids.codebooks))[:-1]: left -= book[column]
+    for column, book in list(zip(codes[items].T, sids.codebooks))[:-1]: left -= book[column] if book.shape[1] else 0
     return left
 
 def _last_distances(sids: SemanticIds, left: torch.Tensor) -> np.ndarray:
@@ -94,7 +94,7 @@ def sinkhorn_plan(
     return by_item * plan * by_code
 
 def _choose(plan: np.ndarray, distances: np.ndarray, others: np.ndarray) -> np.ndarray:
-    "Of the codes that get most of an item's mass the nearest one, those that other items have last."
+    "The nearest of the codes that get most of an item's mass; one that another item has only if all are taken."
     cost = distances + others * (distances.max() + 1)
     return np.where(plan >= .99 * plan.max(-1, keepdims=True), cost, np.inf).argmin(-1)
 
