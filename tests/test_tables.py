@@ -22,9 +22,9 @@ def write(frame: pd.DataFrame, path):
     return path
 
 
-@pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", ".jsonl", "datasets", "arrow", "frame"])
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", ".jsonl", "datasets", "iterable", "arrow", "frame"])
 def test_ratings_and_brands_come_along_in_every_format(tmp_path, kind):
-    make = {"datasets": datasets.Dataset.from_pandas, "arrow": pa.Table.from_pandas, "frame": pd.DataFrame.copy}
+    make = {"datasets": datasets.Dataset.from_pandas, "iterable": lambda f: datasets.Dataset.from_pandas(f).to_iterable_dataset(), "arrow": pa.Table.from_pandas, "frame": pd.DataFrame.copy}
     items, events = (make[kind](f) if kind in make else write(f, tmp_path/f"{n}{kind}") for n, f in (("items", ITEMS), ("interactions", EVENTS)))
     a, b = read_pair(items, events)
     assert a.values.tolist() == ITEMS.assign(title=["Ärger", "Two lines", 'He said "go"']).values.tolist()
