@@ -78,7 +78,7 @@ def _relevances(column: pd.Series) -> np.ndarray:
     "Numbers."
     numbers = pd.to_numeric(column, errors="coerce").to_numpy("float64", na_value=np.nan)
     bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad): raise tables._BadCell(bad, f"is {column.iloc[bad[0]]!r}, expected a number")
+    if len(bad): raise tables._BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number")
     return numbers
 
 def _parts(column: pd.Series) -> np.ndarray:
@@ -104,14 +104,14 @@ _READERS = {**dict.fromkeys(_ITEM_COLUMNS, tables._texts), "query_id": tables._i
 
 def _read(source, what: str, wanted: list[str], columns: dict, delimiter: str | None) -> pd.DataFrame:
     "A table under the package's column names; a `GTIError` names the column and row that cannot be used."
-    where = str(source) if isinstance(source, (str, Path)) else what
+    where = Path(source) if isinstance(source, (str, Path)) else what
     frame, out = tables._frame(source, what, delimiter), {}
     for name in wanted:
         theirs = columns.get(name, name)
         if theirs is None or (theirs not in frame.columns and name in _OPTIONAL and name not in columns): continue
         if theirs not in frame.columns: raise GTIError(f"{where}: no column {theirs!r}, it has: {', '.join(map(repr, frame.columns))}; pass columns={{{name!r}: ...}} to name it")
         try: out[name] = _READERS[name](frame[theirs].reset_index(drop=True))
-        except tables._BadCell as e: raise GTIError(f"{where}, column {theirs!r}: {tables._place(source, e.row, delimiter)} {e.says}") from None
+        except tables._BadCell as e: raise GTIError(f"{where}, column {theirs!r}: {tables.row_and_line(where, e.row, delimiter)} {e.says}") from None
     if not len(frame): raise GTIError(f"{where}: no rows")
     return pd.DataFrame(out)
 
