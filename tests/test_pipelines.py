@@ -95,7 +95,49 @@ def test_plain_papermill(tmp_path):
     assert len(tokenizer("<a_0>", add_special_tokens=False).input_ids) == 1 and model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
 
 
-@pytest.mark.parametrize("pipeline", ["tokenize", "train", "report"])
+def gti(*words):
+    return subprocess.run([str(BIN/"gti"), *map(str, words)], capture_output=True, text=True)
+
+
+def test_quantizers_are_ranked_and_kept(tmp_path):
+    network = "{quantizer: rqvae, hidden: [16], latent: 4, epochs: 4}"
+    ran = gti("run", "quantizers", "-p", "data", "toy", "-p", "levels", 2, "-p", "codes", 8, "-p", "seeds", "[0, 1]", "-p", "choices", f"[random, rqkmeans, {network}]", "--out-dir", tmp_path/"out", "--html")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    out, labels = tmp_path/"out", ["random", "rqkmeans", "rqvae hidden=[16] latent=4 epochs=4"]
+    ranking, seeds, levels = (pd.read_csv(out/f"{n}.csv") for n in ("ranking", "seeds", "levels"))
+    assert sorted(ranking.quantizer) == labels and ranking["rank"].tolist() == [1, 2, 3] and ranking.neighbours.is_monotonic_decreasing
+    assert sorted(zip(seeds.quantizer, seeds.seed)) == [(label, seed) for label in labels for seed in (0, 1)] and sorted(zip(levels.quantizer, levels.level)) == [(label, level) for label in labels for level in "ab"]
+    for row in ranking.itertuples(): assert row.neighbours == pytest.approx(seeds[seeds.quantizer == row.quantizer].neighbours.mean())
+    assert {"ranking", "residual", "tree", "training-1"} == {p.stem for p in (out/"figures").glob("*.html")}
+    run = read_run(out)
+    assert run.status == "finished" and run.record["metrics"]["best"] == ranking.quantizer[0]
+    assert (out/"quantizers.html").read_text().count("Plotly.newPlot(") >= 4
+
+
+def test_one_quantizer_and_what_its_run_keeps(tmp_path):
+    ran = gti("run", "tokenize", "-p", "data", "toy", "-p", "levels", 2, "-p", "codes", 8, "-p", "quantizer", "rqvae", "-p", "quantizer_options", "{hidden: [16], latent: 4, epochs: 4}",
+              "-p", "template", "title+categories", "-p", "collisions", "sinkhorn", "--out-dir", tmp_path/"out")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert {"codes", "residual", "tree", "training"} == {p.stem for p in (tmp_path/"out"/"figures").glob("*.html")}
+    report = json.loads((tmp_path/"out"/"tokens"/"report.json").read_text())
+    assert report["parameters"]["quantizer"] == "rqvae" and report["parameters"]["template"] == "title+categories" and report["card"]["policy"] == "sinkhorn"
+    assert read_run(tmp_path/"out").record["hashes"]["sids"] == report["sids"]["content_hash"]
+
+
+@pytest.mark.parametrize("name, value, message", [("quantizer", "rqkmean", "did you mean 'rqkmeans'"), ("collisions", "hungry", "allowed: 'none'"), ("quantizer_options", "[1]", "allowed: dict"), ("precision", "half", "allowed: 'auto'")])
+def test_misspelt_settings_start_no_kernel(tmp_path, capsys, name, value, message):
+    from gti_nb.cli import main
+    assert main(["run", "tokenize", "-p", name, value, "--out-dir", str(tmp_path/"out")]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path/"out").exists()
+
+
+@pytest.mark.parametrize("study", sorted(p.stem for p in (ROOT/"studies").glob("*.yaml")))
+def test_studies_say_what_the_tokenize_pipeline_takes(study):
+    from gti_nb.runs.study import read_study
+    assert set(read_study(ROOT/"studies"/f"{study}.yaml").tokenize) <= {"data", "encoder", "levels", "codes", "collisions", "seed"}
+
+
+@pytest.mark.parametrize("pipeline", ["tokenize", "quantizers", "train", "report"])
 def test_every_parameter_is_described(pipeline):
     from gti_nb.runs.execute import pipeline_parameters, pipeline_path
     spec = pipeline_parameters(pipeline_path(pipeline))

@@ -7,8 +7,9 @@ from gti_nb.core import GTIError
 from gti_nb.data import load_dataset
 from gti_nb.queries import load_queries
 from gti_nb.sid import tokenize as module
+from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.given import random_sids
-from gti_nb.sid.quantizers import QUANTIZERS, compare_quantizers, rank_quantizers
+from gti_nb.sid.quantizers import QUANTIZERS, compare_quantizers, plan_comparison, rank_quantizers
 from gti_nb.sid.rqvae import RQVAE
 from gti_nb.sid.tokenize import load_tokens, tokenize
 
@@ -58,13 +59,15 @@ def test_report_says_how_it_came_to_be(tmp_path):
     report = json.loads((tokenize("toy", out_dir=tmp_path / "t", **SETTINGS) / "report.json").read_text())
     dataset, vectors, sids = load_tokens(tmp_path / "t")
     assert report["sids"]["items"] == dataset.n_items == len(vectors) == sids.n_items
+    before = SemanticIds.load(tmp_path / "t" / "quantized")
+    assert before.policy == "none" and torch.equal(before.codes, sids.codes[:, :2]) and report["quantizer"]["distinct"] == before.summary()["distinct"] < 40
     assert report["sids"]["policy"] == "extra_level" and report["sids"]["collision_excess"] == 0
     assert report["quantizer"]["residual_energy"][-1] == pytest.approx(sids.residual_energy(vectors)[1])
 
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(collisions="extra-level"), "did you mean 'extra_level'"), (dict(codes=64), "got 64 for 40 items"), (dict(levels=0), "levels: got 0"),
-    (dict(quantizer="rqkmean"), "did you mean 'rqkmeans'"), (dict(quantizer_options={"restart": 2}), "did you mean 'restarts'"), (dict(quantizer_options=[2]), "expected names and values"),
+    (dict(quantizer="rqkmean"), "did you mean 'rqkmeans'"), (dict(quantizer_options={"iteration": 2}), "did you mean 'iterations'"), (dict(quantizer_options=[2]), "expected names and values"),
     (dict(quantizer="rqvae", quantizer_options={"preset": "big"}), "preset: got 'big'"), (dict(quantizer="imported"), "set index to the path"), (dict(template="titles"), "template"),
     (dict(quantizer="random", collisions="hungarian"), "stand for no vectors"), (dict(precision="fp16"), "precision: got 'fp16'"), (dict(device="tpu"), "device: got 'tpu'")])
 def test_wrong_settings_are_refused_before_encoding(tmp_path, encoder, wrong, message):
@@ -185,9 +188,9 @@ def test_comparison_against_single_fits():
     heap = torch.arange(120) % 6
     vectors = torch.eye(6, 12)[heap] + .2 * torch.randn(120, 12, generator=torch.Generator().manual_seed(1))
     choices = ["random", "rqkmeans", {"quantizer": "rqvae", **NETWORK}]
-    frame, first = compare_quantizers(vectors, choices, levels=2, codes=6, seeds=[0, 5], categories=[f"heap {h}" for h in heap.tolist()])
+    frame, first = compare_quantizers(vectors, plan_comparison(choices, levels=2, codes=6, seeds=[0, 5]), categories=[f"heap {h}" for h in heap.tolist()])
     assert len(frame) == 6 and frame.groupby("quantizer").seed.apply(list).map(tuple).unique().tolist() == [(0, 5)]
-    again, _ = compare_quantizers(vectors, choices[::-1], levels=2, codes=6, seeds=[5, 0])
+    again, _ = compare_quantizers(vectors, plan_comparison(choices[::-1], levels=2, codes=6, seeds=[5, 0]))
     same = lambda f: f.sort_values(["quantizer", "seed"]).neighbours.tolist()
     assert same(frame) == same(again)
     ranked = rank_quantizers(frame)
@@ -205,8 +208,13 @@ def test_equal_neighbours_are_ranked_by_collisions():
     assert rank_quantizers(pd.DataFrame(rows)).index.tolist() == ["c", "b", "a"]
 
 
-def test_a_wrong_choice_is_refused_before_the_first_fit(monkeypatch):
-    fits = []
-    monkeypatch.setattr("gti_nb.sid.quantizers.fit_quantizer", lambda *a, **k: fits.append(a))
-    with pytest.raises(GTIError, match="did you mean 'random'"): compare_quantizers(torch.eye(8), ["rqkmeans", "randon"], codes=4)
-    assert fits == []
+@pytest.mark.parametrize("wrong, message", [(dict(choices=["rqkmeans", "randon"]), "did you mean 'random'"), (dict(choices=[{"preset": "small"}]), "expected a name such as"), (dict(choices=[3]), "expected a name such as"),
+                                            (dict(choices=["random"], seeds=[]), "at least one of each"), (dict(choices=["rqkmeans", "rqkmeans"]), "more than once"), (dict(choices=["rqkmeans"], codes=9, item_ids=list("abc")), "got 9 for 3 items")])
+def test_a_wrong_comparison_is_refused_before_the_first_fit(wrong, message):
+    with pytest.raises(GTIError, match=message): plan_comparison(**wrong)
+
+
+def test_codes_from_a_file_are_taken_once_whatever_the_seeds(index):
+    items = load_dataset("toy").items.item_id.tolist()
+    plan = plan_comparison(["random", {"quantizer": "imported", "index": str(index)}], 2, 8, [1, 2, 3], item_ids=items)
+    assert [(label.split()[0], seed) for label, seed, _ in plan] == [("random", 1), ("random", 2), ("random", 3), ("imported", 1)]

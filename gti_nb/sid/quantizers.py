@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['QUANTIZERS', 'RANKED', 'RandomCodes', 'ImportedCodes', 'Quantizer', 'common_settings', 'make_quantizer', 'Fitted',
-           'fit_quantizer', 'choice_label', 'compare_quantizers', 'rank_quantizers']
+           'fit_quantizer', 'plan_comparison', 'compare_quantizers', 'rank_quantizers']
 
 # %% ../../nbs/14_sid.quantizers.ipynb #acce4a1f
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from ..core import GTIError, check_choice
 from .codes import SemanticIds
+from .fsq import ResidualFSQ
 from .given import import_sids, random_sids
 from .kmeans import RQKMeans
+from .product import ProductQuantizer
 from .report import report_card
 from .rqvae import RQVAE, RQVAEConfig
 
@@ -59,12 +62,16 @@ class Quantizer(NamedTuple):
 
 
 def _fields(kind: type, *without: str) -> tuple[str, ...]:
-    "Settings of a dataclass, without the common ones and `without`."
-    return tuple(f.name for f in fields(kind) if f.name not in ("levels", "codes", "seed", *without))
+    "Settings of a dataclass, without the ones that all have and `without`."
+    return tuple(f.name for f in fields(kind) if f.name not in ("levels", "codes", "seed", "device", *without))
 
 
 QUANTIZERS = {
-    "rqkmeans": Quantizer(RQKMeans, _fields(RQKMeans)),
+    "rqkmeans": Quantizer(RQKMeans, _fields(RQKMeans, "balanced")),
+    "rqkmeans_balanced": Quantizer(partial(RQKMeans, balanced=True), _fields(RQKMeans, "balanced")),
+    "opq": Quantizer(ProductQuantizer, _fields(ProductQuantizer)),
+    "pq": Quantizer(partial(ProductQuantizer, rotations=0), _fields(ProductQuantizer, "rotations")),
+    "fsq": Quantizer(ResidualFSQ, _fields(ResidualFSQ)),
     "rqvae": Quantizer(_rqvae, ("preset", *_fields(RQVAEConfig))),
     "random": Quantizer(RandomCodes, (), geometry=False),
     "imported": Quantizer(ImportedCodes, ("index", "subset"), geometry=False),
@@ -85,7 +92,7 @@ def make_quantizer(
     seed: int = 0,  # equal seeds and vectors give equal codes
     options: Mapping[str, Any] | None = None,  # settings of its own, as the table has them
     device: str = "auto",  # where to train a network
-    item_ids: Sequence[str] = (),  # of the rows, for codes from a file
+    item_ids: Sequence[str] | None = None,  # of the rows to be fitted, when they are known; codes from a file need them
 ) -> Any:  # has `fit(vectors) -> SemanticIds`
     "Make a quantizer by its name; wrong names and settings are refused here, before anything is fitted."
     row, options = QUANTIZERS[check_choice("quantizer", name, QUANTIZERS)], {} if options is None else options
@@ -93,7 +100,9 @@ def make_quantizer(
     for option in options:
         if not row.options: raise GTIError(f"quantizer_options: got {option!r}, but {name} has no settings of its own; leave it out")
         check_choice(f"quantizer_options: setting of {name}", option, row.options)
-    given = dict(levels=levels, codes=codes, seed=seed, device=device, item_ids=item_ids)
+    if item_ids is not None and "codes" in common_settings(name) and isinstance(codes, int) and codes > len(item_ids):
+        raise GTIError(f"codes: got {codes} for {len(item_ids)} items, allowed: 1 to {len(item_ids)}; a level cannot use more codes than there are items")
+    given = dict(levels=levels, codes=codes, seed=seed, device=device, item_ids=item_ids or [])
     return row.make(**{k: v for k, v in given.items() if k in signature(row.make).parameters}, **options)
 
 # %% ../../nbs/14_sid.quantizers.ipynb #680477cd
@@ -117,46 +126,44 @@ def fit_quantizer(
     return Fitted(sids, spelt, getattr(quantizer, "history", None), time.perf_counter() - start)
 
 # %% ../../nbs/14_sid.quantizers.ipynb #f7627a68
-def choice_label(
-    choice: str | Mapping[str, Any],  # a name of `QUANTIZERS`, or that name as "quantizer" with settings beside it
-) -> str:
-    "What a choice is called in tables: its name and the settings it sets."
-    if isinstance(choice, str): return choice
-    return " ".join([str(choice.get("quantizer", "?")), *(f"{k}={v}" for k, v in choice.items() if k != "quantizer")])
-
-def _parsed(choice: str | Mapping[str, Any]) -> tuple[str, dict]:
-    "Name and settings of a choice."
-    if isinstance(choice, str): return choice, {}
+def _parsed(choice: str | Mapping[str, Any]) -> tuple[str, str, dict]:
+    "What a choice is called in tables, its quantizer, and the settings it sets."
+    if isinstance(choice, str): return choice, choice, {}
     if not isinstance(choice, Mapping) or "quantizer" not in choice: raise GTIError(f"choices: got {choice!r}, expected a name such as 'rqkmeans', or {{'quantizer': 'rqvae', 'preset': 'small'}}")
-    return choice["quantizer"], {k: v for k, v in choice.items() if k != "quantizer"}
+    options = {k: v for k, v in choice.items() if k != "quantizer"}
+    return " ".join([str(choice["quantizer"]), *(f"{k}={v}" for k, v in options.items())]), choice["quantizer"], options
 
 # %% ../../nbs/14_sid.quantizers.ipynb #76469d31
-def compare_quantizers(
-    vectors: torch.Tensor,  # item vectors [n_items, d]
-    choices: Sequence[str | Mapping[str, Any]],  # what to compare: names of `QUANTIZERS`, or names with settings as in `choice_label`
+def plan_comparison(
+    choices: Sequence[str | Mapping[str, Any]],  # what to compare: names of `QUANTIZERS`, or with settings, as in {"quantizer": "rqvae", "preset": "small"}
     levels: int = 3,  # codes per item, of all
     codes: int = 64,  # codes per level, of all
     seeds: Sequence[int] = (0,),  # every choice is fitted with each
-    categories: Sequence[str] | None = None,  # per item, ", " between several, for purity
-    item_ids: Sequence[str] = (),  # of the rows, for codes from a file
     device: str = "auto",  # where to train networks
-    progress: bool = False,  # show bars of long fits
-) -> tuple[pd.DataFrame, dict[str, Fitted]]:  # a row per choice and seed with its report card; by label what the first seed gave
-    "Fit several quantizers on the same vectors."
-    labels = [choice_label(c) for c in choices]
-    if not labels or not seeds: raise GTIError("compare_quantizers: no choices or no seeds given, at least one of each is needed")
+    item_ids: Sequence[str] | None = None,  # of the rows, when they are known; codes from a file need them
+) -> list[tuple[str, int, Any]]:  # label, seed and quantizer of every fit
+    "Make all quantizers of a comparison, and refuse what is wrong before the first is fitted."
+    parsed = [_parsed(choice) for choice in choices]; labels = [label for label, *_ in parsed]
+    if not labels or not seeds: raise GTIError("choices, seeds: got none, at least one of each is needed")
     if len(set(labels)) < len(labels): raise GTIError(f"choices: {next(l for l in labels if labels.count(l) > 1)!r} is there more than once")
-    todo = []
-    for label, (name, options) in zip(labels, map(_parsed, choices)):
-        taken = seeds if "seed" in common_settings(name) else seeds[:1]
-        todo += [(label, seed, make_quantizer(name, levels, codes, seed, options, device, item_ids)) for seed in taken]
+    return [(label, seed, make_quantizer(name, levels, codes, seed, options, device, item_ids))
+            for label, name, options in parsed for seed in (seeds if "seed" in common_settings(name) else seeds[:1])]
+
+
+def compare_quantizers(
+    vectors: torch.Tensor,  # item vectors [n_items, d]
+    plan: Sequence[tuple[str, int, Any]],  # from `plan_comparison`
+    categories: Sequence[str] | None = None,  # per item, ", " between several, for purity
+    progress: bool = False,  # show bars of long fits
+) -> tuple[pd.DataFrame, dict[str, Fitted]]:  # a row per fit with its report card; by label what the first seed gave
+    "Fit several quantizers on the same vectors."
     rows, first = [], {}
-    for label, seed, quantizer in todo:
+    for label, seed, quantizer in plan:
         fitted = fit_quantizer(quantizer, vectors, progress=progress); first.setdefault(label, fitted)
         card = report_card(fitted.sids, vectors, categories)
-        rows.append(dict(card, quantizer=label, seed=seed, reconstruction=card.get("reconstruction_energy", card.get("residual_energy")), seconds=fitted.seconds))
-    frame = pd.DataFrame(rows).astype({"reconstruction": float})
-    return frame[["quantizer", "seed", *(c for c in frame if c not in ("quantizer", "seed"))]], first
+        own = dict(quantizer=label, seed=seed, seconds=fitted.seconds, reconstruction=card.get("reconstruction_energy", card.get("residual_energy")))
+        rows.append(own | {name: value for name, value in card.items() if name not in own})
+    return pd.DataFrame(rows).astype({"reconstruction": float}), first
 
 # %% ../../nbs/14_sid.quantizers.ipynb #b416f142
 RANKED = {"neighbours": "neighbours kept", "reconstruction": "energy not reconstructed", "collision_share": "items that share a word", "utilization": "codes in use",
