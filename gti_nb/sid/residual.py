@@ -114,19 +114,21 @@ def start_codebooks(
 def reseed_dead(
     quantizer: ResidualQuantizer,  # changed in place
     latents: torch.Tensor,  # of all items [n, dim]
+    rounds: int = 10,  # at most: where latents have moved far from all codes, a code that is moved can take all items of one that was not
 ) -> list[torch.Tensor]:  # per level, the codes that were moved int64
     "Move codes that no item takes onto the residuals of badly spelt items."
     residual, moved = latents, []
     for book in quantizer.codebooks:
-        codes = _nearest(residual, book).argmin(1)
-        dead = (torch.bincount(codes, minlength=len(book)) == 0).nonzero()[:, 0]
-        error = (residual - book[codes]).square().sum(1)
-        dead = dead[:int((error > error.mean() * 1e-6).sum())]
-        if len(dead):
-            book[dead] = residual[torch.multinomial(error, len(dead))]
+        touched = torch.zeros(len(book), dtype=torch.bool, device=book.device)
+        for _ in range(rounds):
             codes = _nearest(residual, book).argmin(1)
-        residual = residual - book[codes]
-        moved.append(dead)
+            dead = (torch.bincount(codes, minlength=len(book)) == 0).nonzero()[:, 0]
+            error = (residual - book[codes]).square().sum(1)
+            dead = dead[:int((error > error.mean() * 1e-6).sum())]
+            if not len(dead): break
+            book[dead] = residual[torch.multinomial(error, len(dead))]; touched[dead] = True
+        residual = residual - book[_nearest(residual, book).argmin(1)]
+        moved.append(touched.nonzero()[:, 0])
     return moved
 
 @torch.no_grad()

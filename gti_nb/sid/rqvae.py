@@ -65,7 +65,7 @@ PRESETS = dict(
     tiger=RQVAEConfig(**_plain, hidden=(512, 256, 128), levels=3, sinkhorn_epsilon=0.0),
     lcrec=RQVAEConfig(**_plain, hidden=_deep, epochs=10000),
     minionerec=RQVAEConfig(**_plain, hidden=_deep, levels=3, sinkhorn_epsilon=0.0, epochs=10000, batch_size=20480),
-    small=RQVAEConfig(hidden=(256, 128), levels=3, codes=64, epochs=200),
+    small=RQVAEConfig(hidden=(256, 128), levels=3, codes=64, dropout=0.0, epochs=200, batch_size=256),
 )
 
 def rqvae_config(
