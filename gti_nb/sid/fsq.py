@@ -15,20 +15,13 @@ from .kmeans import _check_settings, _encode, _one_thread, _Rows
 from .product import _principal_axes
 
 # %% ../../nbs/12_sid.fsq.ipynb #f88c4296
-def _marks(
-    codes: int,  # how many codes
-) -> tuple[int, ...]:  # marks per axis, most first; their product is `codes`
-    "Share the factors of a number of codes among axes, up to eight marks where its primes allow."
-    marks, left, prime = [], codes, 2
-    primes = []
-    while left > 1:
-        if left % prime: prime += 1
-        else: primes.append(prime); left //= prime
-    for prime in reversed(primes):
-        fits = next((i for i, m in enumerate(marks) if m * prime <= 8), None)
-        if fits is None: marks.append(prime)
-        else: marks[fits] *= prime
-    return tuple(sorted(marks, reverse=True)) or (1,)
+def _prime_factors(number: int) -> tuple[int, ...]:
+    "Prime factors, largest first; of 1 it is (1,)."
+    factors, prime = [], 2
+    while number > 1:
+        if number % prime: prime += 1
+        else: factors.append(prime); number //= prime
+    return tuple(factors[::-1]) or (1,)
 
 # %% ../../nbs/12_sid.fsq.ipynb #95629b80
 def _spacing(
@@ -62,15 +55,15 @@ class ResidualFSQ:
     "Residual finite scalar quantization: `ResidualFSQ(levels, codes).fit(vectors)` gives `SemanticIds`."
     levels: int = 3  # codes per item
     codes: int = 64  # codes per level
-    marks: tuple[int, ...] | None = None  # per axis, widest axis first; their product is `codes`; None shares `codes` out, up to eight an axis
+    marks: tuple[int, ...] | None = None  # per axis, widest axis first; their product is `codes`; None takes the prime factors of `codes`
     sample: int = 256  # vectors per code that axes and distances are fitted to, at most
     device: str = "auto"  # as `core.pick_device` takes it
 
     def __post_init__(self):
         _check_settings(self, "sample")
-        marks = _marks(self.codes) if self.marks is None else tuple(self.marks)
+        marks = _prime_factors(self.codes) if self.marks is None else tuple(self.marks)
         whole = all(isinstance(m, int) and m > 0 for m in marks)
-        if not whole or torch.tensor(marks).prod() != self.codes: raise GTIError(f"marks: got {self.marks!r}, allowed: whole numbers whose product is codes, {self.codes}, such as {_marks(self.codes)}")
+        if not whole or torch.tensor(marks).prod() != self.codes: raise GTIError(f"marks: got {self.marks!r}, allowed: whole numbers whose product is codes, {self.codes}, such as {_prime_factors(self.codes)}")
 
     @torch.no_grad()
     def fit(
@@ -79,7 +72,7 @@ class ResidualFSQ:
         progress: bool = False,  # show bars with the remaining time
     ) -> SemanticIds:  # codes, codebooks, and in `quality` "residual_energy" and "reduced" codes per level, and how many vectors were "sampled"
         "Quantize level by level (Mentzer et al. 2024, arXiv 2309.15505, on principal axes)."
-        marks = _marks(self.codes) if self.marks is None else tuple(self.marks)
+        marks = _prime_factors(self.codes) if self.marks is None else tuple(self.marks)
         with _one_thread():
             rows = _Rows(vectors, 1); sampled, books = min(rows.n, self.codes * self.sample), []
             if len(marks) > rows.vectors.shape[1]: raise GTIError(f"marks: got {marks} for vectors of {rows.vectors.shape[1]} numbers; use as many axes at most, or fewer codes")
