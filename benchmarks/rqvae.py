@@ -5,7 +5,7 @@
 
 The recipe: MLP 2048-1024-512-256-128-64 -> 32 with Xavier weights and ReLU, AdamW (1e-3, weight decay 1e-4), batches of 1,024, k-means start from the first batch, commitment .25. ResidualVQ has no Sinkhorn-Knopp, which LC-Rec uses on the last level in training;
 its codebooks follow their items by moving averages (`ema`, its default) or by gradient (`gradient`, as LC-Rec's do; items and codes then pull with equal weight). LC-Rec feeds vectors as they are; the arms with `+scale` get them centred and scaled as ours does.
-Codes of all arms are the nearest ones, before any collision policy. Items with equal vectors collide in every arm: the floor.
+Codes of all arms are the nearest ones, before any collision policy. Ours ends with a reseeding of dead codes; `unaided` is the mean utilization at the last measurement before it. Items with equal vectors collide in every arm: the floor.
 """
 import argparse, math, time
 import pandas as pd
@@ -26,7 +26,8 @@ def ours(preset: str, vectors: torch.Tensor, epochs: int, seed: int) -> dict:
     start, rqvae = time.process_time(), RQVAE(preset, "cpu", epochs=epochs, seed=seed)
     sids = rqvae.fit(vectors, progress=False)
     left = sids.quality["reconstruction"] / (vectors - vectors.mean(0)).square().mean().item()
-    return report(preset, sids.codes, rqvae.config.codes, left, time.process_time() - start)
+    measured = rqvae.history.dropna().filter(like="utilization_").iloc[:-1]
+    return dict(report(preset, sids.codes, rqvae.config.codes, left, time.process_time() - start), unaided=measured.iloc[-1].mean() if len(measured) else float("nan"))
 
 
 def lcrec(arm: str, vectors: torch.Tensor, epochs: int, seed: int) -> dict:

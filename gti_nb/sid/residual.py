@@ -96,18 +96,17 @@ def _kmeans(vectors: torch.Tensor, levels: int, codes: int, seed: int) -> list[t
     "Codebooks of residual k-means, on the CPU; none when all vectors are equal."
     vectors = vectors.detach().cpu().float()
     if not (vectors != vectors[0]).any(): return []
-    return RQKMeans(levels, min(codes, len(vectors)), seed).fit(vectors).codebooks
+    return RQKMeans(levels, min(codes, len(vectors)), seed, device="cpu").fit(vectors).codebooks
 
 @torch.no_grad()
 def start_codebooks(
     quantizer: ResidualQuantizer,  # changed in place
     latents: torch.Tensor,  # [n, dim]
     seed: int = 0,  # of the k-means
-    per_code: int = 256,  # use at most so many latents per code, the first ones
 ) -> None:
     "Put the codebooks on the centres of residual k-means; codes that are left over stay at zero until they are reseeded."
     size = len(quantizer.codebooks[0])
-    for book, centres in zip(quantizer.codebooks, _kmeans(latents[:size * per_code], len(quantizer.codebooks), size, seed)):
+    for book, centres in zip(quantizer.codebooks, _kmeans(latents, len(quantizer.codebooks), size, seed)):
         book[:len(centres)] = centres.to(book)
 
 @torch.no_grad()
