@@ -14,8 +14,10 @@ from gti_nb.data import load_dataset
 from gti_nb.initializers.base import InitContext, draw_rows
 from gti_nb.initializers.codebook import RIDGE_PENALTIES, _solve
 from gti_nb.initializers.lexical import WordVectors, sparsemax, top_softmax, whole_words
+from gti_nb.initializers.prior import NEUTRAL_TEXTS
 from gti_nb.initializers.registry import INITIALIZERS, initialize, initializer, intrusion
 from gti_nb.initializers.textual import text_rows
+from gti_nb.prompts import Template, encode_template, fill
 from gti_nb.runs.execute import check_parameters, pipeline_parameters, pipeline_path
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.kmeans import RQKMeans
@@ -23,7 +25,7 @@ from gti_nb.sid.vocab import SidModel, trained_rows
 
 STATISTICAL = ["mean", "hf_default", "normal", "normal_matched", "mean_noise", "vocab_sample"]
 INFORMED = ["text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive"]
-SUFFIXED = ["procrustes+centred_scale", "text_mean+level_offset", "ridge+level_offset+centred_scale"]
+SUFFIXED = ["procrustes+centred_scale", "text_mean+level_offset", "ridge+centred_scale+level_offset", "text_mean+equal_prior", "procrustes+centred_scale+equal_prior+level_offset"]
 NAMES = STATISTICAL + INFORMED
 BASES = ["tiny-llama", "tiny-llama-untied", "tiny-qwen3-padded", "tiny-gpt2", "tiny-gpt2-untied-padded"]
 BIASED = ["tiny-llama-biased", "tiny-llama-untied-biased"]
@@ -79,7 +81,7 @@ def phi_of(model: SidModel, E: np.ndarray, texts) -> np.ndarray: return np.stack
 
 def test_the_registry_has_them_all():
     assert set(NAMES) | {"from_checkpoint"} <= set(INITIALIZERS)
-    for name in NAMES: assert {f"{name}+level_offset", f"{name}+centred_scale", f"{name}+level_offset+centred_scale"} <= set(INITIALIZERS)
+    for name in NAMES: assert {f"{name}+level_offset", f"{name}+centred_scale", f"{name}+centred_scale+level_offset", f"{name}+equal_prior", f"{name}+centred_scale+equal_prior+level_offset"} <= set(INITIALIZERS)
     for name in NAMES: assert "E_t" in INITIALIZERS[name].__doc__ and "(" in INITIALIZERS[name].__doc__, f"{name}: a docstring has the formula and its source"
 
 
@@ -110,7 +112,7 @@ def test_padding_rows_play_no_part(sids, given):
     plain, padded = load_base("tiny-qwen3"), load_base("tiny-qwen3-padded")
     n = len(plain[1])
     with torch.no_grad():
-        padded[0].get_input_embeddings().weight[:n] = plain[0].get_input_embeddings().weight[:n]
+        for p, q in zip(padded[0].parameters(), plain[0].parameters()): p[:len(q)] = q  # the embedding is the only longer one
         padded[0].get_input_embeddings().weight[n:] = 1e3
     a, b = SidModel.extend(*plain, sids), SidModel.extend(*padded, sids)
     for name in NAMES + SUFFIXED: assert torch.equal(draw_rows(a, name, **given)[0], draw_rows(b, name, **given)[0]), name
@@ -315,13 +317,54 @@ def test_conjugate_gradients_of_a_large_catalogue():
 def test_suffixes_by_hand(base, sids, given):
     model = extended(base, sids)
     letters = [model.tokenizer.encode(f" {letter}", add_special_tokens=False) for letter in "ab"]
-    each = [drawn(model, f"procrustes{suffix}", **given) for suffix in ("", "+level_offset", "+centred_scale", "+level_offset+centred_scale")]
+    each = [drawn(model, f"procrustes{suffix}", **given) for suffix in ("", "+level_offset", "+centred_scale", "+centred_scale+level_offset")]
     for plain, offset, scaled, both, E in zip(*each, matrices(model)):
         a, b = (E[i].mean(0) for i in letters)
-        moved = plain + np.repeat([(a - b) / 2, (b - a) / 2], 5, axis=0)
-        np.testing.assert_allclose(offset, moved, atol=1e-5)
+        moved = np.repeat([(a - b) / 2, (b - a) / 2], 5, axis=0)
+        np.testing.assert_allclose(offset, plain + moved, atol=1e-5)
         spread = lambda x: np.median(np.linalg.norm((x - x.mean(0))[:, :32], axis=1))
-        for x, y in ((plain, scaled), (moved, both)): np.testing.assert_allclose(y, E.mean(0) + spread(E) / spread(x) * (x - x.mean(0)), atol=1e-5)
+        np.testing.assert_allclose(scaled, E.mean(0) + spread(E) / spread(plain) * (plain - plain.mean(0)), atol=1e-5)
+        np.testing.assert_allclose(both, scaled + moved, atol=1e-5)
+
+
+def mean_state(model: SidModel, template, level: int) -> torch.Tensor:
+    "Mean over the neutral texts, or over sixteen items' codes behind them, of the last hidden state, one forward pass each."
+    prompt, states = encode_template(model.tokenizer, template), []
+    items = torch.randint(model.sids.n_items, (16,), generator=torch.Generator().manual_seed(0)).tolist() if level else range(len(NEUTRAL_TEXTS))
+    for i, item in enumerate(items):
+        text = NEUTRAL_TEXTS[i % len(NEUTRAL_TEXTS)]
+        ids, start = fill(prompt, title=text, text=text, sid=[])
+        ids = ids[:start] + (model.token_ids[item, :level].tolist() if level else [])
+        with torch.no_grad(): states.append(model.backbone(torch.tensor([ids])).last_hidden_state[0, -1])
+    return torch.stack(states).mean(0).double()
+
+
+@pytest.mark.parametrize("base", BASES + BIASED)
+def test_equal_prior_by_hand(base, sids, given):
+    "At the mean state all codes of a level score alike; rows move along that state only."
+    model, template = extended(base, sids), Template("mine", "Name it:\n{title}", "{sid}")
+    before = [p.detach().clone() for p in model.new_parameters()]
+    model.model.train()
+    plain, equal = drawn(model, "ctfidf", **given), drawn(model, "ctfidf+equal_prior", ask=template, **given)
+    assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), before)) and model.model.training
+    model.model.eval()
+    if not model.tied: np.testing.assert_array_equal(plain[0], equal[0])  # nothing is scored by the embedding
+    for p, start in zip(model.new_parameters(), draw_rows(model, "ctfidf+equal_prior", ask=template, **given)): p.data.copy_(start)
+    d = model.old_rows.shape[1]
+    for level, rows in ((0, slice(0, 5)), (1, slice(5, 10))):
+        h = mean_state(model, template, level).numpy()
+        if equal[-1].shape[1] > d: h = np.append(h, 1)
+        np.testing.assert_allclose(equal[-1][rows] @ h, np.full(5, (plain[-1][rows] @ h).mean()), atol=2e-4)
+        moved = equal[-1][rows] - plain[-1][rows]
+        np.testing.assert_allclose(moved, np.outer(moved @ h / (h @ h), h), atol=1e-5)
+        assert np.abs(moved).max() > 1e-4
+
+
+def test_equal_prior_of_words():
+    words = SidModel.extend(*load_base("tiny-llama"), [("one", "<w_0>"), ("two things", ["<w_1>", "<w_2>"])])
+    plain, equal = (draw_rows(words, name)[0] for name in ("text_mean", "text_mean+equal_prior"))
+    assert not torch.equal(plain, equal) and torch.equal(equal[1], equal[2])
+    assert torch.allclose(draw_rows(words, "mean+equal_prior")[0], draw_rows(words, "mean")[0], atol=1e-7)
 
 
 def test_suffixes_that_have_nothing_to_do():
@@ -332,7 +375,7 @@ def test_suffixes_that_have_nothing_to_do():
 
 def test_names_of_composed_starts(tmp_path):
     model = extended("tiny-llama")
-    for name, message in (("normal+centred_scale+level_offset", "did you mean 'normal\\+level_offset\\+centred_scale'"), ("normal+centered_scale", "did you mean '\\+centred_scale'"),
+    for name, message in (("normal+level_offset+centred_scale", "did you mean 'normal\\+centred_scale\\+level_offset'"), ("normal+centered_scale", "did you mean '\\+centred_scale'"),
                           ("+centred_scale", "initializer: got ''"), ("normal+level_offset+level_offset", "each suffix once"), (None, "initializer: got None")):
         with pytest.raises(GTIError, match=message): draw_rows(model, name)
     spec = pipeline_parameters(pipeline_path("train"))
@@ -350,7 +393,7 @@ def test_an_idea_of_your_own():
         for rows, E in zip(drawn(model, "halfway_for_a_test", seed=1), matrices(model)):
             sample = 2 * rows - E.mean(0)
             assert np.abs(E[:, None] - sample[None]).max(2).min(0).max() < 1e-5
-        assert "halfway_for_a_test+level_offset+centred_scale" in INITIALIZERS
+        assert "halfway_for_a_test+centred_scale+level_offset" in INITIALIZERS
         assert initialize(model, "halfway_for_a_test+centred_scale").spread_ratio == pytest.approx(1, rel=1e-4)
     finally:
         for name in [n for n in INITIALIZERS if n.startswith("halfway_for_a_test")]: del INITIALIZERS[name]

@@ -15,6 +15,7 @@ from gti_nb.prompts import GROUNDING, Template, encode_template, fill
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 
+TITLE = GROUNDING["title_to_sid"]
 BASES = ["tiny-llama", "tiny-qwen3-untied-padded", "tiny-gpt2-untied"]
 SIDS = SemanticIds(torch.stack([torch.arange(40) // 8, torch.arange(40) % 8], 1))
 TOOLS = {f"<tool_{i}>": f"does thing number {i}" for i in range(6)}
@@ -51,7 +52,7 @@ def test_hits_are_the_mean_over_the_orders_of_ties():
 @pytest.mark.parametrize("base", BASES)
 def test_code_scores(base, questions):
     model = noisy(base); model.model.train()
-    prompts = text_prompts(model, questions.texts)
+    prompts = text_prompts(model, questions.texts, TITLE)
     scores = code_scores(model, last_states(model, prompts, batch_size=5))
     assert model.model.training
     model.model.eval()
@@ -67,7 +68,7 @@ def test_code_scores(base, questions):
 @pytest.mark.parametrize("base", BASES)
 def test_sid_ranks_against_every_semantic_id(base, questions):
     model = noisy(base)
-    prompts, plain = text_prompts(model, questions.texts[:3]), model.merge()
+    prompts, plain = text_prompts(model, questions.texts[:3], TITLE), model.merge()
     found = sid_ranks(model, prompts, questions.rows[:3], beams=40)
     for prompt, row, rank in zip(prompts, questions.rows, found.tolist()):
         scores = {}
@@ -96,7 +97,7 @@ def test_title_scores_against_one_pass_a_pair(base, questions):
 
 def test_long_texts_and_titles_are_cut(questions):
     model = noisy("tiny-llama")
-    assert len(text_prompts(model, ["x " * 100_000])[0]) < 1000
+    assert len(text_prompts(model, ["x " * 100_000], TITLE)[0]) < 1000
     assert title_scores(model, questions.rows[:1], ["x " * 100_000]).isfinite().all()
 
 

@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 from ..core import GTIError, check_choice
 from ..data import RecDataset
+from ..prompts import GROUNDING, Template
 from ..sid.vocab import SidModel, trained_rows
 from ..text import encode_text
 
@@ -33,6 +34,7 @@ class InitContext:
     words: Any = None  # encoder vectors of vocabulary words, see `initializers.lexical`
     encoder: str | Path = "all-minilm-l6-v2"  # text encoder for whatever has no vectors yet
     checkpoint: str | Path | None = None  # file of new rows that `SidModel.save_rows` wrote
+    ask: Template = GROUNDING["title_to_sid"]  # how new tokens will be asked for
     shared: dict[str, Any] = field(default_factory=dict)  # what was computed for one matrix and serves the other
 
     @property
@@ -146,7 +148,7 @@ def initializer(
         bases = {n: f for n, f in INITIALIZERS.items() if "+" not in n}
         INITIALIZERS.clear()
         INITIALIZERS.update(bases)
-        for base, several in ((b, s) for n in range(len(SUFFIXES)) for s in combinations(SUFFIXES, n + 1) for b in bases): INITIALIZERS[base + "".join(several)] = _composed(base, several)
+        for base, several in ((b, s) for n in range(len(SUFFIXES)) for s in combinations(sorted(SUFFIXES), n + 1) for b in bases): INITIALIZERS[base + "".join(several)] = _composed(base, several)
         return function
     return register
 
@@ -166,8 +168,8 @@ def check_initializer(
     base, *suffixes = name.split("+") if isinstance(name, str) else [name]
     check_choice("initializer", base, [n for n in INITIALIZERS if "+" not in n])
     for suffix in suffixes: check_choice(f"suffix of initializer {name!r}", f"+{suffix}", SUFFIXES)
-    ordered = base + "".join(s for s in SUFFIXES if s.removeprefix("+") in suffixes)
-    if name != ordered: raise GTIError(f"initializer: got {name!r}, allowed: each suffix once, in the order {', '.join(SUFFIXES)}; did you mean {ordered!r}?")
+    ordered = base + "".join(sorted({f"+{suffix}" for suffix in suffixes}))
+    if name != ordered: raise GTIError(f"initializer: got {name!r}, allowed: each suffix once, in alphabetical order; did you mean {ordered!r}?")
     return name
 
 # %% ../../nbs/20_initializers.base.ipynb #838b6382
@@ -198,6 +200,7 @@ def draw_rows(
     words: Any = None,  # for `focus` and `wechsel`: what `initializers.lexical.word_vectors` gave; encoded when None
     encoder: str | Path = "all-minilm-l6-v2",  # encodes words and descriptions that come without vectors; the encoder of `vectors`
     checkpoint: str | Path | None = None,  # for `from_checkpoint`: a file that `SidModel.save_rows` wrote
+    ask: Template = GROUNDING["title_to_sid"],  # for `+equal_prior`: how new tokens will be asked for
 ) -> list[torch.Tensor]:  # float32 on the CPU, in the order of `SidModel.new_parameters`: rows [n_new, d], and head rows [n_new, d] when untied, bias [n_new] when there is one
     "The rows an initializer proposes; the model is left as it is."
     check_initializer(name)
@@ -205,7 +208,7 @@ def draw_rows(
     _check_given(sid_model, dataset, vectors)
     generator, shared, drawn = torch.Generator().manual_seed(seed), {}, []
     for matrix, old, bias in _matrices(sid_model):
-        context = InitContext(name, old, generator, sid_model, matrix, bias, dataset, vectors, words, encoder, checkpoint, shared)
+        context = InitContext(name, old, generator, sid_model, matrix, bias, dataset, vectors, words, encoder, checkpoint, ask, shared)
         rows = INITIALIZERS[name](context).float()
         wanted = (sid_model.n_new, old.shape[1])
         if rows.shape != wanted: raise GTIError(f"initializer {name!r}: returned shape {tuple(rows.shape)}, expected {wanted}" + (", the last column is the bias" if bias else ""))

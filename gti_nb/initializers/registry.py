@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from ..data import RecDataset
 from ..diagnostics.geometry import spread_ratio
 from ..diagnostics.spectral import effective_rank
-from . import statistical, textual, lexical, codebook, compose  # they register themselves
-from .base import INITIALIZERS, InitContext, check_initializer, draw_rows, initializer
+from . import statistical, textual, lexical, codebook, compose, prior  # they register themselves
+from .base import INITIALIZERS, SUFFIXES, InitContext, check_initializer, draw_rows, initializer
 from .lexical import WordVectors, word_vectors
-from ..prompts import encode_text_only
+from ..prompts import GROUNDING, Template, encode_text_only
 from ..sid.vocab import SidModel, trained_rows
 
 # %% ../../nbs/23_initializers.registry.ipynb #e133a3aa
@@ -85,10 +85,11 @@ def initialize(
     words: WordVectors | None = None,  # for focus and wechsel: encoded words of the vocabulary; None encodes 20,000 of them
     encoder: str | Path = "all-minilm-l6-v2",  # encodes words and descriptions that come without vectors: the encoder of `vectors`
     checkpoint: str | Path | None = None,  # for from_checkpoint: a file that `SidModel.save_rows` wrote
+    ask: Template = GROUNDING["title_to_sid"],  # for +equal_prior: how new tokens will be asked for
     prompts: Sequence[str] = SAMPLE_PROMPTS,  # where `p_new` and `kl` are measured
 ) -> InitReport:
     "Put the new rows at the start called `name` and measure how safe it is; warns when new tokens take over 10 % of the probability."
-    rows = draw_rows(sid_model, name, dataset, vectors, seed, words, encoder, checkpoint)
+    rows = draw_rows(sid_model, name, dataset, vectors, seed, words, encoder, checkpoint, ask)
     for parameter, start in zip(sid_model.new_parameters(), rows, strict=True): parameter.copy_(start)
     p_new, kl = intrusion(sid_model, prompts)
     figures = _figures(sid_model.new_rows, sid_model.old_rows) + (() if sid_model.tied else _figures(sid_model.new_head_rows, sid_model.old_head_rows))
