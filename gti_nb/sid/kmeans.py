@@ -316,14 +316,14 @@ class RQKMeans:
     levels: int = 3  # codes per item
     codes: int = 64  # codes per level
     seed: int = 0  # equal seeds and vectors give equal codes, in whatever order the vectors come
-    iterations: int = 5  # rounds of moves per level at most
+    iterations: int | None = None  # rounds of moves per level at most; None is 5, or log2 of the vectors per code and one more where that is more
     sweeps: int = 1  # times that all codebooks are refitted together; 0 leaves every centre the mean of its own level
     balanced: bool = False  # True gives every code of a level the same number of items, give or take one
     sample: int = 256  # vectors per code that the centres are fitted to, at most
     device: str = "auto"  # as `core.pick_device` takes it
 
     def __post_init__(self):
-        _check_settings(self, "iterations", "sample")
+        _check_settings(self, "sample", *(["iterations"] if self.iterations is not None else []))
         if not isinstance(self.sweeps, int) or isinstance(self.sweeps, bool) or self.sweeps < 0: raise GTIError(f"sweeps: got {self.sweeps!r}, allowed: a whole number from 0 up")
         if not isinstance(self.balanced, bool): raise GTIError(f"balanced: got {self.balanced!r}, allowed: True or False")
 
@@ -341,9 +341,10 @@ def _fit(how: RQKMeans, rows: _Rows, progress: bool) -> SemanticIds:
     generator, sampled = torch.Generator().manual_seed(how.seed), min(rows.n, how.codes * how.sample)
     x = rows.read(rows.order[:sampled]).to(pick_device(how.device))
     total, mean = _energy(x), x.mean(0); x -= mean
+    rounds = how.iterations or max(5, int(math.log2(sampled / how.codes)) + 1)
     rounding, left, books, codes = 1e-6 * _squared_lengths(x).max().sqrt().item(), x.clone(), [], []
     for _ in bar(range(how.levels), desc="quantizing", enabled=progress):
-        centres, labels = _fit_level(left, how.codes, how.iterations, how.balanced, generator, rounding)
+        centres, labels = _fit_level(left, how.codes, rounds, how.balanced, generator, rounding)
         left -= centres[labels]; books.append(centres); codes.append(labels)
     reseeded = np.zeros(how.levels, dtype=int)
     for _ in range(max(how.sweeps, 1)):

@@ -80,8 +80,7 @@ class ProductQuantizer:
             if x.shape[1] < self.levels: raise GTIError(f"levels: got {self.levels} for vectors of {x.shape[1]} numbers, allowed: 1 to {x.shape[1]}; every code needs a number to spell")
             mean = x.mean(0); x -= mean
             turn, parts = _fit_pieces(x, self, progress)
-            books = [part.centres @ axes.T for part, axes in zip(parts, turn.tensor_split(self.levels, 1))]
-            books[0] = books[0] + mean
+            books = [(part.centres + mean @ axes) @ axes.T for part, axes in zip(parts, turn.tensor_split(self.levels, 1))]
             codes, left = _encode(rows, books, progress=progress)
             for l, (book, labels) in enumerate(zip(books, codes.T)): books[l], codes[:, l] = _without_dead(book, labels)
         quality = dict(residual_energy=left, reduced=[self.codes - len(book) for book in books], sampled=sampled)
