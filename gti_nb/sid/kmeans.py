@@ -28,7 +28,9 @@ class _Rows:
         if not largest < math.inf: raise GTIError(self._not_finite())
         if codes > self.n: raise GTIError(f"codes: got {codes} for {self.n} items, allowed: 1 to {self.n}; a level cannot use more codes than there are items")
         self.unit = 2.0 ** max(math.frexp(largest)[1], -126)
-        keys, self.order = torch.cat([self._hashes(self.read(part)) for part in slices(self.n)]).sort(stable=True)
+        keys = torch.empty(self.n, dtype=torch.int64)
+        for part in slices(self.n): keys[part] = self._hashes(self.read(part))
+        keys, self.order = keys.sort(stable=True)
         new = torch.ones(self.n, dtype=torch.bool); new[1:] = keys[1:] != keys[:-1]
         self.first = new.nonzero()[:, 0][new.cumsum(0) - 1]  # by place in the order: the place of the first row with the same content
         if not new[1:].any(): raise GTIError(f"vectors: all {self.n} rows are equal, so no code can tell the items apart; check the text the vectors were made from")
