@@ -9,7 +9,8 @@
 
 "ours" is timed on steps whose prefixes are kept already, as in all epochs but the first; `first epoch` has them computed. Peers are as fast as their defaults make them.
 """
-import argparse, json, resource, statistics, subprocess, sys, tempfile, time
+import argparse, json, re, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import nn
@@ -93,10 +94,10 @@ def trl(a, sid_model, pairs, schedule):
     for p in split.parameters(): p.requires_grad_(False)
     for p in sid_model.new_parameters(): p.requires_grad_(True)
     order = pairs.iloc[[i for rows in schedule for i in rows]]
-    data = Dataset.from_list([dict(input_ids=p + r, completion_mask=[0] * (len(p) + len(r) - n) + [1] * n) for p, r, n in zip(order.prefix, order.rest, order.n_targets)])
+    data = Dataset.from_list([dict(input_ids=p + r, labels=[-100] * (len(p) + len(r) - n) + (p + r)[-n:]) for p, r, n in zip(order.prefix, order.rest, order.n_targets)])
     def run():
         with tempfile.TemporaryDirectory() as scratch:
-            args = arguments(scratch, a, SFTConfig, completion_only_loss=True, gradient_checkpointing=False, max_length=None, shuffle_dataset=False, dataset_kwargs={"skip_prepare_dataset": True})
+            args = arguments(scratch, a, SFTConfig, gradient_checkpointing=False, max_length=None, shuffle_dataset=False, dataset_kwargs={"skip_prepare_dataset": True})
             return timed(SFTTrainer(model=split, args=args, train_dataset=data, processing_class=sid_model.tokenizer))
     return run
 
@@ -129,7 +130,7 @@ def timed_once(function) -> float:
 
 
 def peak_memory(a, arm) -> float:
-    "Peak resident memory of a process that does nothing but this arm, in GB."
+    "Peak resident memory of a process that does nothing but this arm, in GB; ours with the prefixes of a whole epoch."
     command = [sys.executable, __file__, *sys.argv[1:], "--only", arm]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])["peak_gb"]
 
@@ -144,15 +145,16 @@ def main() -> None:
     parser.add_argument("--templates", nargs="+", default=["text_to_sid", "sid_to_title"])
     for name, value, text in [("batch", 32, "pairs a step"), ("steps", 2, "steps of a timed run"), ("pairs", 3, "timed runs of each arm"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level")]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--cache", type=float, default=4e9, help="bytes for frozen prefixes")
+    parser.add_argument("--cache", type=float, default=2e9, help="bytes for frozen prefixes (default 2e9, as GroundingConfig)")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[a.precision]
     sid_model, pairs, schedule = prepare(a)
     if a.only:
+        if a.only == "ours": a.steps = -(-len(pairs) // a.batch); _, _, schedule = prepare(a)  # a whole epoch, so that all prefixes it would keep are there
         ARMS[a.only](a, sid_model, pairs, schedule)()
-        return print(json.dumps(dict(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)))
+        return print(json.dumps(dict(peak_gb=int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2 ** 20)))
     runs = {name: ARMS[name](a, sid_model, pairs, schedule) for name in a.arms}
     first = runs["ours"]() / a.steps
     seconds = {name: [] for name in runs}
