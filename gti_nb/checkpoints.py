@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from .core import GTIError, atomic_dir, file_hash, read_json, write_json
 
 # %% ../nbs/29_checkpoints.ipynb #352bd63f
@@ -40,6 +41,13 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
     "Complete checkpoints, oldest first."
     return sorted((int(p.name[5:]), p) for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)) if folder.is_dir() else []
 
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    "A safetensors file; what the disk refuses is an `OSError`, as with any other file."
+    try: safetensors.torch.save_file(tensors, path)
+    except SafetensorError as e:
+        code = re.search(r"os error (\d+)", str(e))
+        raise OSError(int(code[1]), str(e)) if code else GTIError(f"{path}: {e}") from e
+
 def save_checkpoint(
     folder: str | Path,  # holds one folder per checkpoint
     step: int,  # optimizer steps done
@@ -53,7 +61,7 @@ def save_checkpoint(
     folder = Path(folder); new = folder/f"step-{step:06d}"
     tensors = {**_tensors(optimizer), **_random_states(), **{f"extra.{k}": v for k, v in extra.items()}}
     with atomic_dir(new, replace=True) as tmp:
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp/"state.safetensors")
+        _write_tensors(tmp/"state.safetensors", {k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         write_json(tmp/"state.json", dict(schema=1, step=step, key=key, processes=processes, sha256=file_hash(tmp/"state.safetensors"), records=list(records)))
     for _, old in _found(folder)[:-2]: shutil.rmtree(old)
     return new
@@ -64,7 +72,7 @@ def _verified(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     about, file = read_json(path/"state.json"), path/"state.safetensors"
     if about.get("schema") != 1: raise GTIError(f"{path}: schema {about.get('schema')!r}, this version reads 1; update gti-nb, or remove the folder to go on from an older checkpoint")
     if not file.is_file() or file_hash(file) != about["sha256"]: raise GTIError(f"{file}: damaged, it is not the file that was written; remove {path} to go on from the checkpoint before it")
-    return about, safetensors.torch.load(file.read_bytes())
+    return about, {name: values.clone() for name, values in safetensors.torch.load_file(file).items()}
 
 def load_checkpoint(
     folder: str | Path,  # as `save_checkpoint` takes it

@@ -3,7 +3,9 @@ import numpy as np, pytest, torch
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data import load_dataset
-from gti_nb.sft.stage import NextItemLoss, SFTConfig, finetune, sft_windows
+from gti_nb.sft.loss import SFTLoss
+from gti_nb.sft.stage import SFTConfig, WindowBatches, finetune, sft_windows
+from gti_nb.sft.tasks import TaskSettings, example_batches, make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 
@@ -36,13 +38,13 @@ def test_same_seed_same_data_whatever_the_weights(split):
     assert all(np.array_equal(x, y) for p, q in zip(a, longer) for x, y in zip(p, q))
 
 
-@pytest.mark.parametrize("base", ["tiny-llama", "tiny-qwen3-untied", "tiny-gpt2-padded"])
-def test_padding_of_a_batch_changes_nothing(base, split):
-    sid_model = SidModel.extend(*load_base(base), SIDS, init="normal_matched")
-    loss = NextItemLoss(sid_model)
-    windows = [split.train[0][:5], split.train[1][:1], split.train[2][:3]]
-    alone = [(loss([w]).item(), len(w)) for w in windows]
-    assert abs(loss(windows).item() - np.average([v for v, _ in alone], weights=[n for _, n in alone])) < 1e-5
+def test_windows_of_a_split_are_the_retrieval_task(split):
+    "Two ways to the same batches: a split, and the task `retrieval`."
+    sid_model = SidModel.extend(*load_base("tiny-llama"), SIDS)
+    ours = WindowBatches(sid_model, split, SFTConfig(steps=20, batch_size=4, window=5, seed=2))
+    theirs = example_batches(make_tasks("retrieval", sid_model, load_dataset("toy"), split, TaskSettings(window=5)), steps=20, batch_size=4, seed=2)
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(np.array_equal(x.ids, y.ids) and np.array_equal(x.scored, y.scored) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("old_rows", ["frozen", "trained"])
