@@ -93,7 +93,7 @@ def _voted(split: "Split", which: str, width: int, near: sparse.csr_array, recen
     "Lists by the votes of each user's latest items for their neighbours `near` [n_items, n_items]; the rest by popularity."
     counts = item_counts(split)
     rest = 1e-6 * counts / max(counts.max(initial=0), 1)
-    return rank_items(split, which, width, lambda histories: (_votes(histories, split.n_items, recent) @ near).toarray() + rest)
+    return rank_items(split, which, width, lambda histories: ((_votes(histories, split.n_items, recent) @ near).toarray() + rest).round(12))  # equal sums are equal in any order
 
 
 def transitions(
@@ -178,6 +178,7 @@ def baseline_lists(
     width: int = 20,  # items a list
     vectors=None,  # for "text-knn": vectors of the items [n_items, d]
     seed: int = 0,  # for "sasrec"
+    progress: bool = True,  # for "sasrec": show bars
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
     "The lists of a baseline, as `evaluate_ranking` takes them."
     check_choice("baseline", name, BASELINES)
@@ -186,7 +187,7 @@ def baseline_lists(
         if vectors is None: raise GTIError("text-knn: needs vectors of the items; pass vectors=encode_text(dataset.texts())")
         return text_knn(split, vectors, which, width)
     from gti_nb.evaluate.sasrec import sasrec
-    return sasrec(split, which, width, seed)
+    return sasrec(split, which, width, seed, progress)
 
 # %% ../../nbs/53_evaluate.baselines.ipynb #a6182913
 def tfidf_search(
