@@ -20,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="fetch the embedded model, encoder and data into the cache")
     fetch.add_argument("names", nargs="*", help="only these; all by default")
     one = commands.add_parser("run", help="run one pipeline notebook")
-    one.add_argument("pipeline", help="tokenize, train, report, or the path of a notebook")
+    one.add_argument("pipeline", help="tokenize, quantizers, train, report, or the path of a notebook")
     one.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter; may be repeated")
     one.add_argument("--out-dir", help="run folder; outputs/runs/<pipeline>-<key> by default")
     one.add_argument("--html", action="store_true", help="also write the executed notebook as a page")

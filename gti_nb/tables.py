@@ -164,14 +164,14 @@ def _times(column: pd.Series) -> pd.Series:
         dates = pd.to_datetime(column, errors="coerce", utc=True, **({} if is_date else {"format": "ISO8601"}))
         times = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
     bad = np.flatnonzero(~np.isfinite(times.to_numpy("float64")))
-    if len(bad): raise _BadCell(bad, f"is {column.iloc[bad[0]]!r}, expected a number or an ISO date, the same kind in all rows")
+    if len(bad): raise _BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number or an ISO date, the same kind in all rows")
     return times.astype("int64") if (times % 1 == 0).all() else times.astype("float64")
 
 def _ratings(column: pd.Series) -> pd.Series:
     "Numbers."
     ratings = pd.to_numeric(column, errors="coerce").astype("float64")
     bad = np.flatnonzero(~np.isfinite(ratings.to_numpy()))
-    if len(bad): raise _BadCell(bad, f"is {column.iloc[bad[0]]!r}, expected a number; pass columns={{'rating': None}} to leave ratings out")
+    if len(bad): raise _BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number; pass columns={{'rating': None}} to leave ratings out")
     return ratings
 
 # %% ../nbs/02_tables.ipynb #2af8bbe1

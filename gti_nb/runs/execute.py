@@ -37,7 +37,7 @@ class Parameter:
 
 # %% ../../nbs/82_runs.execute.ipynb #5f9a3139
 def pipeline_path(
-    pipeline: str | Path,  # "tokenize", "train", "report", or the path of a notebook
+    pipeline: str | Path,  # "tokenize", "quantizers", "train", "report", or the path of a notebook
 ) -> Path:
     "The notebook of a pipeline: a path, or a name in `nbs/pipelines` of this package's checkout or of the current folder."
     if str(pipeline).endswith(".ipynb"):
@@ -239,7 +239,7 @@ def _attempt(job: NotebookJob, line: StatusLine, folder: Path, record: dict) -> 
 
 # %% ../../nbs/82_runs.execute.ipynb #4edc09bd
 def run(
-    pipeline: str | Path,  # "tokenize", "train", "report", or the path of a notebook with a cell tagged `parameters`
+    pipeline: str | Path,  # "tokenize", "quantizers", "train", "report", or the path of a notebook with a cell tagged `parameters`
     parameters: dict[str, Any] | None = None,  # the ones that differ from the notebook's
     out_dir: str | Path | None = None,  # run folder; None is outputs/runs/<pipeline>-<key>
     fresh: bool = False,  # compute again beside a finished run with the same parameters
