@@ -6,56 +6,14 @@
 __all__ = ['Beams', 'beam_search']
 
 # %% ../../nbs/51_decode.beam.ipynb #848925bc
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 from ..core import GTIError, progress as progress_bar
-from .trie import SidTrie, children, items_of_leaves
+from .readers import _check_finite, _Reader, reading
+from .trie import SidTrie, children, closed_nodes, is_closed, items_of_leaves
 if TYPE_CHECKING: from gti_nb.sid.vocab import SidModel
-
-# %% ../../nbs/51_decode.beam.ipynb #b7f3a4d0
-def _shared_length(prompts: list[list[int]]) -> int:
-    "How many first tokens all prompts have in common, leaving each at least one of its own."
-    first, last = min(prompts), max(prompts)
-    same = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
-    return min(same, min(map(len, prompts)) - 1)
-
-def _read_shared(model: PreTrainedModel, ids: list[int]) -> list[tuple[Tensor, Tensor]]:
-    "Keys and values [1, heads, tokens, d_head] of every layer for the tokens all prompts begin with."
-    if not ids: return []
-    cache = model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=DynamicCache(), use_cache=True).past_key_values
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-def _read_prompts(model: PreTrainedModel, shared: list[tuple[Tensor, Tensor]], prompts: list[list[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
-    "Logits after each prompt [B, V], the cache, and which cached positions are real [B, T]; `prompts` without their shared beginning."
-    width, device, cache = max(map(len, prompts)), model.device, DynamicCache()
-    for layer, states in enumerate(shared): cache.update(*(x.expand(len(prompts), -1, -1, -1) for x in states), layer)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    own = torch.arange(width, device=device) >= width - torch.tensor([len(p) for p in prompts], device=device)[:, None]
-    real = torch.cat([own.new_ones(len(prompts), cache.get_seq_length()), own], 1)
-    position = (real.cumsum(1) - 1).clamp(min=0)[:, -width:]
-    mask = None if bool(real.all()) else real.long()
-    out = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1], cache, real
-
-# %% ../../nbs/51_decode.beam.ipynb #2afb2f7a
-def _tree_mask(real: Tensor, path: Tensor, n_slots: int, dtype: torch.dtype) -> Tensor:
-    "Additive mask [B, 1, W, T + n_slots]: a beam sees the real prompt positions and the slots in its path [B, W, depth]."
-    B, W, _ = path.shape
-    slots = torch.zeros(B, W, n_slots, dtype=torch.bool, device=path.device).scatter_(2, path, True)
-    seen = torch.cat([real[:, None].expand(B, W, -1), slots], -1)
-    return torch.zeros(seen.shape, dtype=dtype, device=path.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
-
-# %% ../../nbs/51_decode.beam.ipynb #65daee34
-def _read_codes(model: PreTrainedModel, cache: DynamicCache, real: Tensor, path: Tensor, ids: Tensor) -> Tensor:
-    "Logits [B, W, V] after feeding one code per beam: token ids [B, W], path [B, W, depth] with the own slot last."
-    n_slots = cache.get_seq_length() - real.shape[1] + ids.shape[1]
-    mask = _tree_mask(real, path, n_slots, model.dtype)
-    position = (real.sum(1, keepdim=True) + path.shape[-1] - 1).expand_as(ids)
-    return model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True).logits
 
 # %% ../../nbs/51_decode.beam.ipynb #40dc0fac
 def _best(scores: Tensor, n: int) -> Tensor:
@@ -66,73 +24,29 @@ def _best(scores: Tensor, n: int) -> Tensor:
     return take.nonzero()[:, 1].view(len(scores), n)
 
 # %% ../../nbs/51_decode.beam.ipynb #7afa79c1
-def _extend(trie: SidTrie, level: int, nodes: Tensor, scores: Tensor, logits: Tensor, n_old: int, beams: int, open_nodes: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-    "The best children of `nodes` [B, W] given the logits [B, W, V] after each: node numbers, scores and parents' places, all [B, W']."
-    codes = slice(n_old + trie.offsets[level], n_old + trie.offsets[level] + trie.level_sizes[level])
-    logp = logits[..., codes].float() - logits.float().logsumexp(-1, keepdim=True)
-    if not torch.isfinite(logp).all(): raise GTIError("model: its logits hold NaN or Inf; the run that trained it diverged, lower its learning rate or decode in fp32")
+def _extend(trie: SidTrie, level: int, nodes: Tensor, scores: Tensor, logp: Tensor, beams: int, closed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    "The best children of `nodes` [B, W] given the scores [B, W, K] of the codes after each: node numbers, scores and parents' places, all [B, W']."
+    _check_finite(logp)
     child, there = children(trie, level, nodes)
-    if open_nodes is not None: there = there & open_nodes[level].gather(1, child.flatten(1)).view_as(child)
-    total = scores[..., None] + logp.gather(-1, trie.codes[level].to(child.device)[child])
-    best = _best(total.masked_fill(~there, float("-inf")).flatten(1), min(beams, len(trie.codes[level])))
-    return child.flatten(1).gather(1, best), total.flatten(1).gather(1, best), best // child.shape[-1]
+    if closed is not None: there = there & ~is_closed(closed, len(trie.codes[level]), child)
+    total = (scores[..., None] + logp.gather(-1, trie.codes[level][child].long())).masked_fill(~there, float("-inf")).flatten(1)
+    best = _best(total, min(beams, len(trie.codes[level]), total.shape[1]))
+    return child.flatten(1).gather(1, best), total.gather(1, best), best // child.shape[-1]
 
 
-def _search(model: PreTrainedModel, shared: list[tuple[Tensor, Tensor]], prompts: list[list[int]], trie: SidTrie, n_old: int, beams: int, open_nodes: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-    "Leaf numbers and scores [B, W'] of one batch, best first."
-    logits, cache, real = _read_prompts(model, shared, prompts)
-    logits, nodes = logits[:, None], torch.zeros(len(prompts), 1, dtype=torch.long, device=model.device)
-    scores, path, fed = torch.zeros(nodes.shape, device=model.device), nodes[..., None][..., :0], 0
+def _search(reader: _Reader, rows: list[int], trie: SidTrie, n_old: int, beams: int, closed: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    "Leaf numbers and scores [B, W'] of one batch of prompts, best first."
+    logp = reader.read_prompts(rows)
+    nodes, scores = torch.zeros(logp.shape[:2], dtype=torch.long, device=logp.device), logp.new_zeros(logp.shape[:2])
     for level in range(trie.levels):
         if level:
-            slots = fed + torch.arange(nodes.shape[1], device=model.device)
-            path, fed = torch.cat([path, slots.expand_as(nodes)[..., None]], -1), fed + nodes.shape[1]
-            ids = n_old + trie.offsets[level - 1] + trie.codes[level - 1].to(model.device)[nodes]
-            logits = _read_codes(model, cache, real, path, ids)
-        nodes, scores, parent = _extend(trie, level, nodes, scores, logits, n_old, beams, open_nodes)
-        path = path.gather(1, parent[..., None].expand(-1, -1, path.shape[-1]))
+            ids = n_old + trie.offsets[level - 1] + trie.codes[level - 1][nodes].long()
+            logp = reader.read_codes(level, ids, parents)
+        nodes, scores, parents = _extend(trie, level, nodes, scores, logp, beams, None if closed is None else closed[level])
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices
-    return nodes.gather(1, order), scores.gather(1, order)
-
-# %% ../../nbs/51_decode.beam.ipynb #b0d0f2d3
-def _open_nodes(trie: SidTrie, excluded: list[Tensor], device: torch.device) -> list[Tensor]:
-    "Per level, which nodes lead to an item that is not excluded, for every prompt [B, n_nodes]."
-    items = torch.ones(len(excluded), trie.n_items)
-    for row, gone in zip(items, excluded): row[gone] = 0
-    groups = lambda first: torch.repeat_interleave(torch.arange(len(first) - 1), first.diff())
-    some = lambda members, first: torch.zeros(len(excluded), len(first) - 1).index_add_(1, groups(first), members).clamp_(max=1)
-    levels = [some(items[:, trie.leaf_items], trie.first_item)]
-    for first in reversed(trie.first[1:]): levels.insert(0, some(levels[0], first))
-    return [nodes.bool().to(device) for nodes in levels]
+    return nodes.gather(1, order).cpu(), scores.gather(1, order).cpu()
 
 # %% ../../nbs/51_decode.beam.ipynb #c596fcaa
-@contextmanager
-def _evaluating(model: PreTrainedModel):
-    "Evaluation mode within the block, the old mode after it."
-    training = model.training
-    model.eval()
-    try: yield
-    finally: model.train(training)
-
-# %% ../../nbs/51_decode.beam.ipynb #45a9f988
-def _check(sid_model: "SidModel", prompts: list[list[int]], trie: SidTrie, beams: int, batch_size: int) -> None:
-    "Refuse what cannot be decoded exactly."
-    config, longest = sid_model.model.config.get_text_config(), max(map(len, prompts), default=1) + trie.levels - 1
-    for name, value in (("beams", beams), ("batch_size", batch_size)):
-        if value < 1: raise GTIError(f"{name}: got {value}, allowed: 1 and up")
-    for i, p in enumerate(prompts):
-        if not len(p): raise GTIError(f"prompts[{i}]: empty; expected at least one token id, e.g. the beginning-of-text token")
-        if min(p) < 0 or max(p) >= sid_model.n_old + sid_model.n_new: raise GTIError(f"prompts[{i}]: token ids {min(p)}..{max(p)}, allowed: 0..{sid_model.n_old + sid_model.n_new - 1}")
-    if sum(trie.level_sizes) != sid_model.n_new: raise GTIError(f"trie: its catalogue has {sum(trie.level_sizes)} codes, the model {sid_model.n_new} new tokens; build the trie from sid_model.sids")
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and longest > limit: raise GTIError(f"prompts: the longest needs {longest} positions with its codes, the model has {limit}; shorten the history")
-    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(config, "sliding_window", None) if windowed else None
-    if window and longest > window: raise GTIError(f"prompts: the longest needs {longest} positions, the model's attention window is {window}; shorten the history")
-    kernel = getattr(config, "_attn_implementation", "eager")
-    if kernel not in ("eager", "sdpa"): raise GTIError(f"attn_implementation: got {kernel!r}, allowed: 'eager', 'sdpa'; other kernels take no tree mask, load the model with one of these")
-
-# %% ../../nbs/51_decode.beam.ipynb #0e861abe
 @dataclass
 class Beams:
     "Ranked items of each prompt, best first."
@@ -140,7 +54,30 @@ class Beams:
     scores: Tensor  # log-probabilities [B, W] fp32, -inf past the end
     codes: Tensor  # the items' codes [B, W, L], -1 past the end
 
+    @classmethod
+    def empty(cls, n: int, width: int, levels: int) -> "Beams":
+        "Lists of `n` prompts without an item yet."
+        return cls(torch.full((n, width), -1), torch.full((n, width), float("-inf")), torch.full((n, width, levels), -1))
 
+    def put(self, row: int, trie: SidTrie, leaves: Tensor, scores: Tensor, gone: Tensor | None = None) -> None:
+        "Fill one list with the items of `leaves` [n], best first, but for those in `gone`."
+        width, there = self.items.shape[1], scores > float("-inf")
+        leaves, scores = leaves[there], scores[there]
+        items, place = items_of_leaves(trie, leaves, width if gone is None else width + len(gone))
+        if gone is not None: items, place = (x[~torch.isin(items, gone)][:width] for x in (items, place))
+        self.items[row, :len(items)], self.scores[row, :len(items)], self.codes[row, :len(items)] = items, scores[place], trie.leaves[leaves[place]].long()
+
+
+def _checked(exclude: list | None, n_prompts: int, n_items: int) -> list[Tensor] | None:
+    "The left-out items of each prompt as tensors."
+    if exclude is None: return None
+    if len(exclude) != n_prompts: raise GTIError(f"exclude: got {len(exclude)} lists for {n_prompts} prompts; give one per prompt, [] for none")
+    gone = [torch.as_tensor(e).long().flatten() for e in exclude]
+    for i, e in enumerate(gone):
+        if len(e) and not 0 <= e.min() <= e.max() < n_items: raise GTIError(f"exclude[{i}]: item rows {e.min()}..{e.max()}, allowed: 0..{n_items - 1}, the rows of the catalogue")
+    return gone
+
+# %% ../../nbs/51_decode.beam.ipynb #cc4b4150
 @torch.no_grad()
 def beam_search(
     sid_model: "SidModel",  # the model; its generation_config is not read
@@ -151,24 +88,16 @@ def beam_search(
     batch_size: int = 16,  # prompts at a time; changes memory and speed, and results only by rounding
     dtype: torch.dtype = torch.float32,  # the model runs in; fp32 lists are the exact ones
     progress: bool = False,  # show a bar
+    objective: str = "logprob",  # "logprob": the model's log-probability, as `generate` has it; "level": normalized among the codes of each level
 ) -> Beams:
-    "The most probable items after each prompt by trie-constrained beam search: full-vocabulary log-probabilities, fixed depth."
-    _check(sid_model, prompts, trie, beams, batch_size)
-    if exclude is not None and len(exclude) != len(prompts): raise GTIError(f"exclude: got {len(exclude)} lists for {len(prompts)} prompts; give one per prompt, [] for none")
-    gone = None if exclude is None else [torch.as_tensor(e, dtype=torch.long) for e in exclude]
-    model = sid_model.compute_model(dtype)
-    found = Beams(torch.full((len(prompts), beams), -1), torch.full((len(prompts), beams), float("-inf")), torch.full((len(prompts), beams, trie.levels), -1))
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with _evaluating(model):
-        n_shared = _shared_length(prompts) if prompts else 0
-        shared = _read_shared(model, prompts[0][:n_shared] if prompts else [])
-        for start in progress_bar(range(0, len(prompts), batch_size), desc="decoding", enabled=progress):
-            rows = order[start:start + batch_size]
-            open_nodes = None if gone is None else _open_nodes(trie, [gone[i] for i in rows], model.device)
-            leaves, scores = (x.cpu() for x in _search(model, shared, [prompts[i][n_shared:] for i in rows], trie, sid_model.n_old, beams, open_nodes))
-            for i, leaf, score in zip(rows, leaves, scores):
-                leaf, score = leaf[score > float("-inf")], score[score > float("-inf")]
-                items, place = items_of_leaves(trie, leaf, beams if gone is None else beams + len(gone[i]))
-                if gone is not None: items, place = (x[~torch.isin(items, gone[i])][:beams] for x in (items, place))
-                found.items[i, :len(items)], found.scores[i, :len(items)], found.codes[i, :len(items)] = items, score[place], trie.leaves[leaf[place]]
+    "The most probable items after each prompt by trie-constrained beam search of fixed depth; ties in the order of codes, then of item numbers."
+    if beams < 1: raise GTIError(f"beams: got {beams}, allowed: 1 and up")
+    gone = _checked(exclude, len(prompts), trie.n_items)
+    found = Beams.empty(len(prompts), beams, trie.levels)
+    with reading(sid_model, prompts, trie, objective, batch_size, dtype) as reader:
+        tree = trie.to(sid_model.device)
+        for rows in progress_bar(reader.batches(batch_size), desc="decoding", enabled=progress):
+            closed = None if gone is None else [c.to(sid_model.device) for c in closed_nodes(trie, [gone[i] for i in rows])]
+            leaves, scores = _search(reader, rows, tree, sid_model.n_old, beams, closed)
+            for b, row in enumerate(rows): found.put(row, trie, leaves[b], scores[b], None if gone is None else gone[row])
     return found

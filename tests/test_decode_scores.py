@@ -1,0 +1,64 @@
+"""Exact scores of whole catalogues against reading every item by itself, and the beam search against them."""
+import numpy as np
+import pytest
+import torch
+from decoding import random_catalogue, random_model
+from gti_nb.decode.beam import beam_search
+from gti_nb.decode.readers import _Reader
+from gti_nb.decode.scores import beam_agreement, rank_all, score_all
+from gti_nb.decode.trie import SidTrie
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*tree attention is not exact")
+
+
+def one_by_one(sid_model, prompt: list[int], objective: str) -> torch.Tensor:
+    ids = torch.cat([torch.tensor(prompt).expand(len(sid_model.token_ids), -1), sid_model.token_ids], 1)
+    with torch.no_grad(): logits = sid_model.model(ids).logits[:, -1 - sid_model.sids.levels:-1]
+    total = torch.zeros(len(ids))
+    for level, (start, size) in enumerate(zip(sid_model.sids.offsets, sid_model.sids.level_sizes)):
+        codes = slice(sid_model.n_old + start, sid_model.n_old + start + size)
+        norm = logits[:, level] if objective == "logprob" else logits[:, level, codes]
+        total += logits[:, level].gather(1, sid_model.token_ids[:, level:level + 1])[:, 0] - norm.logsumexp(-1)
+    return total
+
+
+@pytest.mark.parametrize("draw", range(24))
+def test_scores_equal_reading_items_one_by_one(draw, monkeypatch):
+    rng = np.random.default_rng(draw)
+    codes, sizes = random_catalogue(rng)
+    family, objective = ["llama", "gpt2", "qwen3", "gemma3", "bloom", "mistral"][draw % 6], ["logprob", "level"][draw % 2]
+    for kind in _Reader.__subclasses__(): monkeypatch.setattr(kind, "at_once", int(rng.integers(1, 12)))  # groups of nodes within and across parents
+    sid_model = random_model(family, codes, sizes, draw)
+    prompts = [rng.integers(5, 300, int(n)).tolist() for n in rng.integers(1, 20, 4)]
+    scores = score_all(sid_model, prompts, SidTrie(sid_model.sids), batch_size=int(rng.integers(1, 5)), objective=objective)
+    for row, prompt in zip(scores, prompts): torch.testing.assert_close(row, one_by_one(sid_model, prompt, objective), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("draw", range(12))
+def test_a_beam_as_wide_as_the_catalogue_agrees(draw):
+    rng = np.random.default_rng(draw)
+    codes, sizes = random_catalogue(rng)
+    sid_model = random_model(["llama", "gpt2", "gemma2"][draw % 3], codes, sizes, draw)
+    trie, n = SidTrie(sid_model.sids), len(codes)
+    prompts, exclude = [rng.integers(5, 300, 6).tolist() for _ in range(3)], [rng.integers(n, size=int(rng.integers(0, n))) for _ in range(3)]
+    found = beam_search(sid_model, prompts, trie, beams=n, exclude=exclude)
+    exact = rank_all(score_all(sid_model, prompts, trie), trie, n, exclude)
+    assert torch.equal(found.items, exact.items) and torch.equal(found.codes, exact.codes)
+    assert beam_agreement(found, exact, (n,)).loc[n, ["overlap", "same_place", "same_list"]].tolist() == [1, 1, 1] or (exact.items < 0).all(1).any()
+
+
+def test_exact_ties_follow_the_rule_of_the_search():
+    words = [[a, b] for a in range(4) for b in range(4)]
+    sid_model = random_model("llama", np.array(words[::-1] + words), [4, 4], seed=0)
+    sid_model.new_rows.data.zero_()
+    trie = SidTrie(sid_model.sids)
+    found, exact = beam_search(sid_model, [[5, 6]], trie, beams=32), rank_all(score_all(sid_model, [[5, 6]], trie), trie, 32)
+    assert torch.equal(found.items, exact.items) and exact.items[0, :4].tolist() == [15, 16, 14, 17]
+
+
+def test_agreement_by_hand():
+    "Two users: one list as it should be, one with a swap and a miss."
+    from gti_nb.decode.beam import Beams
+    lists = lambda rows: Beams(torch.tensor(rows), torch.zeros(len(rows), len(rows[0])), torch.zeros(len(rows), len(rows[0]), 2))
+    table = beam_agreement(lists([[1, 2, 3, -1], [4, 6, 7, 9]]), lists([[1, 2, 3, -1], [4, 5, 6, 9]]), (1, 2, 4))
+    assert table.overlap.tolist() == [1, 0.75, 0.875] and table.same_place.tolist() == [1, 0.75, 0.75] and table.same_list.tolist() == [1, 0.5, 0.5]
