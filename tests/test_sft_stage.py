@@ -1,0 +1,423 @@
+"Fine-tuning as a stage: shapes of models, parts, packing, adapters, validation, interruptions, full disks, several processes."
+import os, resource, signal, subprocess, sys
+import numpy as np, pytest, safetensors.torch, torch
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from gti_nb.assets import load_base
+from gti_nb.core import GTIError
+from gti_nb.data import load_dataset
+from gti_nb.prompts import retrieval_head
+from gti_nb.sft.adapters import load_adapters
+from gti_nb.sft.loss import SFTLoss, collate, fed_tokens, packed_rows
+from gti_nb.sft.stage import PRESETS, SFTConfig, finetune, preset
+from gti_nb.sft.tasks import Example, example_batches, make_tasks
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
+
+SIDS = SemanticIds(torch.stack([torch.arange(40) % 4, torch.arange(40) // 4], 1))
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=512, initializer_range=0.15, pad_token_id=0)
+SHAPES = {  # name -> model type, settings
+    "llama": ("llama", dict(tie_word_embeddings=True)), "llama-untied": ("llama", dict(tie_word_embeddings=False)),
+    "qwen2": ("qwen2", dict(tie_word_embeddings=True)), "qwen3": ("qwen3", dict(head_dim=8, tie_word_embeddings=True)), "qwen3-untied": ("qwen3", dict(head_dim=8, tie_word_embeddings=False)),
+    "gemma": ("gemma", dict(head_dim=8)), "gemma2-capped": ("gemma2", dict(head_dim=8, final_logit_softcapping=5.0, attn_logit_softcapping=20.0, query_pre_attn_scalar=8, sliding_window=16)),
+    "phi-biased": ("phi", dict(tie_word_embeddings=False)),
+    "gpt2": ("gpt2", dict(n_embd=32, n_layer=2, n_head=4, n_positions=512)), "gpt2-untied": ("gpt2", dict(n_embd=32, n_layer=2, n_head=4, n_positions=512, tie_word_embeddings=False))}
+
+@pytest.fixture(scope="module")
+def toy(): return load_dataset("toy")
+@pytest.fixture(scope="module")
+def split(toy): return toy.leave_one_out()
+
+def shaped(name, init="normal_matched"):
+    "A random model of a family, extended."
+    family, own = SHAPES[name]
+    tokenizer = load_base("tiny-llama")[1]
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **(dict(initializer_range=0.15) if family == "gpt2" else SMALL), **own)
+    for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if hasattr(config, dropout): setattr(config, dropout, 0.0)
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    if family == "phi": torch.nn.init.normal_(model.lm_head.bias)
+    return SidModel.extend(model, tokenizer, SIDS, init=init)
+
+def mixed(sid_model, toy, split, steps=4, batch_size=6, seed=0):
+    return example_batches(make_tasks(["retrieval", "item2index", "fusion_sid_to_title"], sid_model, toy, split), steps=steps, batch_size=batch_size, seed=seed)
+
+def config(**kw): return SFTConfig(**dict(dict(steps=4, batch_size=6, learning_rate=3e-3, precision="fp32", warmup_steps=1), **kw))
+
+def weights(sid_model): return {n: p.detach().clone() for n, p in sid_model.model.named_parameters()}
+
+def assert_close(a, b, atol=2e-5):
+    assert a.keys() == b.keys()
+    for n in a: torch.testing.assert_close(a[n], b[n], atol=atol, rtol=1e-3, msg=lambda m: f"{n}: {m}")
+
+
+# ---- the loss
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_padded_and_packed_losses_and_gradients_are_the_models_own(name, toy, split):
+    sid_model = shaped(name)
+    batch = mixed(sid_model, toy, split)[1]
+    sid_model.train_only(backbone=True)
+    results = []
+    labels = [torch.tensor(np.where(e.scored, e.ids, -100)[1:]) for e in batch]
+    own = sum(torch.nn.functional.cross_entropy(sid_model.model(input_ids=torch.tensor(e.ids)[None]).logits[0, :-1], label, reduction="sum") for e, label in zip(batch, labels)) / sum(int(e.scored.sum()) for e in batch)
+    for loss in (own, SFTLoss(sid_model)(batch)[0], SFTLoss(sid_model, packing=400)(batch)[0]):
+        sid_model.model.zero_grad(); loss.backward()
+        results.append((loss.item(), {n: p.grad.clone() for n, p in sid_model.model.named_parameters() if p.grad is not None}))
+    rows = packed_rows([len(e.ids) for e in batch], 400)
+    assert len(rows) < len(batch), "nothing was packed, so nothing was tested"
+    for value, grads in results[1:]:
+        assert abs(value - results[0][0]) < 1e-5
+        assert_close(grads, results[0][1])
+
+
+def test_an_example_alone_and_in_a_packed_row_have_the_same_loss_per_task(toy, split):
+    sid_model = shaped("llama")
+    batch = mixed(sid_model, toy, split, batch_size=12)[0]
+    padded, packed = SFTLoss(sid_model)(batch)[1], SFTLoss(sid_model, packing=300)(batch)[1]
+    assert padded.keys() == packed.keys() and len(padded) > 1
+    for task in padded: torch.testing.assert_close(padded[task], packed[task], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("room", [1, 20, 64])
+def test_rows_hold_every_example_once_and_no_more_than_their_room(room):
+    lengths = np.random.default_rng(0).integers(2, 30, 50).tolist()
+    rows = packed_rows(lengths, room)
+    assert sorted(i for row in rows for i in row) == list(range(50))
+    assert max(sum(lengths[i] for i in row) for row in rows) <= max(room, max(lengths))
+    examples = [Example("t", np.arange(1, n + 1), np.arange(n) >= 1) for n in lengths]
+    ids, positions, target_of = collate(examples, room)
+    assert ids.shape[0] * (ids.shape[1] - 1) == fed_tokens(lengths, room)
+    assert [(target_of == i).sum().item() for i in range(50)] == [n - 1 for n in lengths]
+    assert torch.equal(ids[target_of >= 0], positions[target_of >= 0] + 1), "a token stands at its place in its own example"
+
+
+# ---- the steps
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_families_learn_with_old_rows_as_they_were(name, toy, split):
+    sid_model = shaped(name)
+    rows = sid_model.old_hash(backbone=False)
+    result = finetune(sid_model, mixed(sid_model, toy, split, steps=25), config(steps=25, batch_size=6, learning_rate_new=2e-2), progress=False)
+    losses = [r["loss"] for r in result.losses]
+    assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4]) and sid_model.old_hash(backbone=False) == rows
+    assert set(result.losses[0]["tasks"]) <= {"retrieval", "item2index", "fusion_sid_to_title"} and any(r["direction"] == "mixed" for r in result.losses)
+
+
+SAME = {"parts": dict(gradient_accumulation_steps=3), "checkpointing": dict(gradient_checkpointing=True), "packing": dict(packing=300), "all": dict(gradient_accumulation_steps=2, gradient_checkpointing=True, packing=300)}
+
+@pytest.mark.parametrize("how", SAME)
+@pytest.mark.parametrize("old_rows", ["frozen", "trained"])
+def test_how_a_step_is_computed_changes_no_weights(how, old_rows, toy, split):
+    ends = []
+    for kw in ({}, SAME[how]):
+        sid_model = shaped("llama-untied")
+        result = finetune(sid_model, mixed(sid_model, toy, split), config(old_rows=old_rows, learning_rate=1e-3, **kw), progress=False)
+        ends.append((weights(sid_model), [r["loss"] for r in result.losses], [r["tasks"] for r in result.losses]))
+    assert ends[1][1] == pytest.approx(ends[0][1], abs=1e-5)
+    for a, b in zip(ends[0][2], ends[1][2]): assert a == pytest.approx(b, abs=1e-4)
+    assert_close(ends[1][0], ends[0][0], atol=2e-4)
+
+
+def test_gradient_checkpointing_is_on_while_training_and_off_after(toy, split):
+    sid_model, seen = shaped("llama"), []
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw): seen.append(sid_model.model.model.layers[0].gradient_checkpointing)
+    finetune(sid_model, split, config(gradient_checkpointing=True), callbacks=[Look()], progress=False)
+    assert seen == [True] * 4 and not sid_model.model.model.layers[0].gradient_checkpointing
+
+
+def test_losses_of_tasks_average_to_the_loss(toy, split):
+    sid_model = shaped("llama")
+    batches = mixed(sid_model, toy, split)
+    result = finetune(sid_model, batches, config(), progress=False)
+    for record, batch in zip(result.losses, batches, strict=True):
+        n = {t: sum(int(e.scored.sum()) for e in batch if e.task == t) for t in record["tasks"]}
+        assert sum(record["tasks"][t] * n[t] for t in n) / sum(n.values()) == pytest.approx(record["loss"], abs=1e-5)
+
+
+def test_weight_decay_moves_matrices_alone(split):
+    ends = []
+    for decay in (0.0, 5.0):
+        sid_model = shaped("llama")
+        finetune(sid_model, split, config(steps=1, learning_rate=1e-2, warmup_steps=0, weight_decay=decay), progress=False)
+        ends.append(weights(sid_model))
+    moved = {n for n in ends[0] if not torch.equal(ends[0][n], ends[1][n])}
+    assert moved == {n for n in ends[0] if "proj" in n}
+
+
+@pytest.mark.parametrize("start", ["mean", "rows", "folder"])
+def test_any_start_is_a_start(start, split, tmp_path):
+    first = shaped("llama", init="mean")
+    if start == "rows": first.new_rows.data.normal_(std=0.2); first.save_rows(tmp_path/"grounded.safetensors")
+    finetune(first, split, config(steps=2), progress=False)
+    if start == "folder": first.save(tmp_path/"model"); first = SidModel.load(tmp_path/"model")
+    if start == "rows": first = shaped("llama", init="mean"); first.load_rows(tmp_path/"grounded.safetensors")
+    assert all(np.isfinite(r["loss"]) for r in finetune(first, split, config(steps=2), progress=False).losses)
+
+
+# ---- adapters
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-untied", "gpt2", "phi-biased", "gemma2-capped"])
+def test_lora_trains_adapters_and_new_rows_and_leaves_a_plain_model(name, split, tmp_path):
+    sid_model, ids = shaped(name), torch.arange(12)[None]
+    before, rows = weights(sid_model), sid_model.new_rows.detach().clone()
+    result = finetune(sid_model, split, config(steps=8, mode="lora", lora_r=4, learning_rate=1e-2), out_dir=tmp_path, progress=False)
+    after = weights(sid_model)
+    assert after.keys() == before.keys() and np.mean([r["loss"] for r in result.losses[-2:]]) < result.losses[0]["loss"]
+    moved = {n for n in after if not torch.equal(after[n], before[n])}
+    layers = {n for n in moved if "weight" in n}
+    assert not torch.equal(sid_model.new_rows, rows) and layers and all(before[n].dim() == 2 for n in layers) and not any(n.endswith(("old", "old_bias")) for n in moved)
+    for n in layers: assert torch.linalg.matrix_rank((after[n] - before[n]).double(), rtol=1e-4) <= 4
+    again = shaped(name)
+    load_adapters(again, tmp_path/"adapter")
+    torch.testing.assert_close(again.model(ids).logits, sid_model.model(ids).logits, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(sid_model.merge()(ids).logits, sid_model.model(ids).logits, atol=1e-4, rtol=1e-3)
+    sid_model.save(tmp_path/"model")
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path/"model")(ids).logits, sid_model.model(ids).logits, atol=1e-4, rtol=1e-3)
+
+
+def test_lora_with_old_rows_trained(split, tmp_path):
+    sid_model = shaped("llama")
+    rows = sid_model.old_hash(backbone=False)
+    finetune(sid_model, split, config(mode="lora", old_rows="trained"), out_dir=tmp_path, progress=False)
+    assert sid_model.old_hash(backbone=False) != rows and not (tmp_path/"adapter").exists()  # such an adapter would not fit the base model
+
+
+def test_peft_reads_the_adapter_folder(split, tmp_path):
+    from peft import PeftModel
+    sid_model, plain = shaped("llama"), shaped("llama")
+    finetune(sid_model, split, config(mode="lora"), out_dir=tmp_path, progress=False)
+    plain.load_rows(tmp_path/"sft.safetensors")
+    theirs, ids = PeftModel.from_pretrained(plain.merge(), tmp_path/"adapter"), torch.arange(12)[None]
+    torch.testing.assert_close(theirs(ids).logits, sid_model.model(ids).logits, atol=1e-4, rtol=1e-3)
+
+
+def test_a_failing_lora_run_takes_its_adapters_out(split):
+    sid_model = shaped("llama")
+    before = sid_model.old_hash()
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw): raise RuntimeError("no")
+    with pytest.raises(RuntimeError, match="no"): finetune(sid_model, split, config(mode="lora"), callbacks=[Fails()], progress=False)
+    assert sid_model.old_hash() == before and not any("lora" in n for n, _ in sid_model.model.named_modules())
+
+
+def test_adapters_of_another_model_and_damaged_ones_are_refused(split, tmp_path):
+    sid_model = shaped("llama")
+    finetune(sid_model, split, config(mode="lora"), out_dir=tmp_path, progress=False)
+    with pytest.raises(GTIError, match="another base model"): load_adapters(shaped("gpt2"), tmp_path/"adapter")
+    file = tmp_path/"adapter"/"adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(GTIError, match="NaN or Inf"): load_adapters(shaped("llama"), tmp_path/"adapter")
+
+
+def test_half_precision_weights_are_not_trained_whole(split):
+    sid_model = shaped("llama")
+    sid_model.model.to(torch.bfloat16)
+    with pytest.raises(GTIError, match="must be fp32"): finetune(sid_model, split, config(), progress=False)
+
+
+# ---- validation
+
+def test_the_best_weights_stay_and_the_stage_ends_early(split):
+    sid_model, kept, values = shaped("llama"), [], iter([0.1, 0.4, 0.3, 0.2, 0.9])
+    def validate():
+        assert not sid_model.model.training
+        kept.append(weights(sid_model)); return {"ndcg@10": next(values), "loss": 1.0}
+    result = finetune(sid_model, split, config(steps=20, eval_steps=2, early_stopping_patience=2), validate=validate, progress=False)
+    assert len(result.losses) == 8 and result.heldout["best_step"] == 4 and [look["step"] for look in result.heldout["curve"]] == [2, 4, 6, 8]
+    assert all(torch.equal(p, kept[1][n]) for n, p in weights(sid_model).items())
+
+
+def test_losses_are_to_be_small_and_the_last_step_is_looked_at(split):
+    values = [3.0, 2.0, 2.5]
+    left = iter(values)
+    result = finetune(shaped("llama"), split, config(steps=5, eval_steps=2), validate=lambda: {"loss": next(left)}, progress=False)
+    assert [look["step"] for look in result.heldout["curve"]] == [2, 4, 5] and result.heldout["best_step"] == 4
+    left = iter(values)
+    result = finetune(shaped("llama"), split, config(steps=5, eval_steps=2, greater_is_better=True), validate=lambda: {"loss": next(left)}, progress=False)
+    assert result.heldout["best_step"] == 2
+    with pytest.raises(GTIError, match="allowed: 'loss'"): finetune(shaped("llama"), split, config(eval_steps=2, metric_for_best_model="ndcg"), validate=lambda: {"loss": 1.0}, progress=False)
+    with pytest.raises(GTIError, match="step 2: validation gave"): finetune(shaped("llama"), split, config(eval_steps=2), validate=lambda: {"loss": float("nan")}, progress=False)
+
+
+# ---- what can go wrong
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights_move(split):
+    sid_model = shaped("llama")
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kw):
+            if state.global_step == 2: sid_model.backbone_parameters()[0].register_hook(lambda g: g * float("nan")); self.before = weights(sid_model)
+    spoil = Spoil()
+    with pytest.raises(GTIError, match="step 2, next_item: a gradient is not a number"): finetune(sid_model, split, config(), callbacks=[spoil], progress=False)
+    assert all(torch.equal(p, spoil.before[n]) for n, p in weights(sid_model).items())
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(split, tmp_path):
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kw):
+            if state.global_step == 3: next(iter(model.parameters())).data.fill_(float("nan"))
+    with pytest.raises(GTIError, match="step 3, next_item: the loss is nan"): finetune(shaped("llama"), split, config(save_steps=1), out_dir=tmp_path, callbacks=[Spoil()], progress=False)
+    whole, resumed = shaped("llama"), shaped("llama")
+    finetune(whole, split, config(save_steps=1), progress=False)
+    result = finetune(resumed, split, config(save_steps=1), out_dir=tmp_path, progress=False)
+    assert result.resumed[0]["step"] == 3 and all(torch.equal(p, weights(whole)[n]) for n, p in weights(resumed).items())
+
+
+def test_a_full_disk_is_said_and_costs_no_checkpoint(split, tmp_path):
+    "No file may grow beyond a few kilobytes from the third step on."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    class Fill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kw):
+            if state.global_step == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(GTIError, match="larger than this process may write"): finetune(shaped("llama"), split, config(save_steps=1), out_dir=tmp_path, callbacks=[Fill()], progress=False)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(p.name for p in (tmp_path/"checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert finetune(shaped("llama"), split, config(save_steps=1), out_dir=tmp_path, progress=False).resumed == [dict(step=2, exact=True)]
+
+
+def test_no_space_left_is_said(split, tmp_path):
+    "A file system of its own, too small for a checkpoint."
+    place = tmp_path/"small"; place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)], capture_output=True).returncode: pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(GTIError, match="the disk is full; free some space"): finetune(shaped("llama"), split, config(save_steps=1), out_dir=place/"run", progress=False)
+        assert all(p.name.startswith("step-") for p in (place/"run"/"checkpoints").iterdir()), "a temporary folder is left"
+    finally: subprocess.run(["umount", str(place)], check=True)
+
+
+def test_memory_that_runs_out_is_said_with_sizes(split, monkeypatch):
+    def full(self, *args, **kw): raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(SFTLoss, "forward", full)
+    monkeypatch.setattr("gti_nb.sft.stage.check_loss", lambda *_: None)
+    with pytest.raises(GTIError, match=r"step 0: out of memory \(6 examples, [\d,]+ tokens with padding.*MB\).*Raise gradient_accumulation_steps"): finetune(shaped("llama"), split, config(), progress=False)
+
+
+@pytest.mark.parametrize("name, says", [("tensorboard", "tensorboard"), ("nosuch", "not supported")])
+def test_trackers_that_are_not_there_are_refused_before_any_work(name, says, split, tmp_path):
+    if name == "tensorboard" and any(__import__("importlib.util").util.find_spec(m) for m in ("tensorboard", "tensorboardX")): pytest.skip("tensorboard is installed")
+    sid_model = shaped("llama"); before = sid_model.old_hash()
+    with pytest.raises(GTIError, match=f"report_to: got {name!r}.*{says}"): finetune(sid_model, split, config(report_to=name), out_dir=tmp_path, progress=False)
+    assert sid_model.old_hash() == before
+
+
+def test_a_window_longer_than_the_positions_is_refused(split):
+    sid_model = shaped("llama")
+    sid_model.model.config.max_position_embeddings = limit = len(retrieval_head(sid_model)) + 6
+    with pytest.raises(GTIError, match=f"the model reads {limit}; set window to 3 or less"): finetune(sid_model, split, config(), progress=False)
+    assert len(finetune(sid_model, split, config(window=3), progress=False).losses) == 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_configurations(name):
+    made = preset(name, examples=1000)
+    assert isinstance(made, SFTConfig) and preset(name, steps=7).steps == 7
+    assert (made.mode, made.lora_r, made.lora_alpha, made.lora_dropout) == {"paper": ("qlora", 8, 32, 0.05), "lcrec": ("lora", 8, 32, 0.05), "demo": ("full", 8, 32, 0.05)}[name]
+
+
+def test_qlora_is_refused_without_a_gpu(split):
+    if torch.cuda.is_available(): pytest.skip("there is a GPU")
+    with pytest.raises(GTIError, match="needs a CUDA GPU, the model is on cpu.*mode='lora'"): finetune(shaped("llama"), split, preset("paper", steps=2, batch_size=2), progress=False)
+
+
+# ---- killed, and several processes
+
+STAGE = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+from gti_nb.assets import load_base
+from gti_nb.data import load_dataset
+from gti_nb.sft.stage import SFTConfig, finetune
+from gti_nb.sft.loss import SFTLoss
+from gti_nb.sft.tasks import example_batches, make_tasks
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
+STEPS = 7
+class Kill(TrainerCallback):
+    def __init__(self, at): self.at = at
+    def on_step_end(self, args, state, control, **kw):  # after the weights moved, before the checkpoint of this step
+        if state.global_step == self.at: os.kill(os.getpid(), signal.SIGKILL)
+toy = load_dataset("toy")
+sids = SemanticIds(torch.stack([torch.arange(40) % 4, torch.arange(40) // 4], 1))
+def stage(out, killed_at=-1, **settings):
+    sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
+    batches = example_batches(make_tasks(["retrieval", "item2index"], sid_model, toy, toy.leave_one_out()), steps=STEPS, batch_size=4)
+    look = SFTLoss(sid_model)
+    config = SFTConfig(steps=STEPS, batch_size=4, learning_rate=1e-3, precision="fp32", save_steps=1, eval_steps=3, **settings)
+    result = finetune(sid_model, batches, config, out_dir=out, validate=lambda: dict(loss=look(batches[6])[0].item()), callbacks=[Kill(killed_at)], progress=False)
+    state = {n: p.detach().contiguous() for n, p in sid_model.model.named_parameters()}
+    state["losses"] = torch.tensor([r["loss"] for r in result.losses], dtype=torch.float64)
+    state["looks"] = torch.tensor([look["loss"] for look in result.heldout["curve"]], dtype=torch.float64)
+    if int(os.environ.get("RANK", 0)) == 0: save_file(state, f"{out}.safetensors")
+    return result
+"""
+KILLED = STAGE + """
+def killed(out, at, **settings):
+    if (pid := os.fork()) == 0: stage(out, at, **settings); os._exit(0)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+for name, settings in dict(full={}, lora=dict(mode="lora", lora_dropout=0.1, gradient_accumulation_steps=2)).items():
+    out = Path(sys.argv[1])/name
+    stage(f"{out}-whole", **settings)
+    for at in range(1, STEPS + 1):
+        assert killed(out, at, **settings) == signal.SIGKILL, at
+    result = stage(out, **settings)
+    assert result.resumed == [dict(step=STEPS - 1, exact=True)], result.resumed
+    assert not (out/"checkpoints").exists()
+"""
+
+def run(tmp_path, script, *args, launcher=()):
+    (tmp_path/"stage.py").write_text(script)
+    done = subprocess.run([sys.executable, *launcher, str(tmp_path/"stage.py"), *map(str, args)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+def state(path): return safetensors.torch.load_file(path)
+
+
+def test_killed_in_every_step_and_resumed_gives_the_same_bits(tmp_path):
+    run(tmp_path, KILLED, tmp_path)
+    for name in ("full", "lora"):
+        whole, killed = state(tmp_path/f"{name}-whole.safetensors"), state(tmp_path/f"{name}.safetensors")
+        assert whole.keys() == killed.keys() and all(torch.equal(whole[n], killed[n]) for n in whole)
+
+
+def test_a_run_that_had_ended_early_stays_ended(split, tmp_path, monkeypatch):
+    "Killed between its last step and what it leaves, it does not go on past the end."
+    monkeypatch.setattr("gti_nb.sft.stage._finish", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    run = lambda sid_model, **kw: finetune(sid_model, split, config(steps=12, eval_steps=1, early_stopping_patience=2, save_steps=1), out_dir=tmp_path, progress=False, **kw)
+    values = iter([3.0, 1.0, 2.0, 2.0, 0.0])
+    first = shaped("llama")
+    with pytest.raises(RuntimeError, match="killed"): run(first, validate=lambda: {"loss": next(values)})
+    monkeypatch.undo()
+    again = shaped("llama")
+    result = run(again, validate=lambda: {"loss": next(values)})
+    assert len(result.losses) == 4 and result.heldout["best_step"] == 2 and all(torch.equal(p, weights(first)[n]) for n, p in weights(again).items())
+
+
+def test_other_data_settings_or_weights_are_refused(toy, split, tmp_path):
+    class Dies(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step == 3: raise RuntimeError("dead")
+    go = lambda sid_model, data, callbacks=(), **kw: finetune(sid_model, data, config(save_steps=1, **kw), out_dir=tmp_path, callbacks=callbacks, progress=False)
+    with pytest.raises(RuntimeError, match="dead"): go(shaped("llama"), split, [Dies()])
+    with pytest.raises(GTIError, match="setting learning_rate: 0.003 there, 0.1 here"): go(shaped("llama"), split, learning_rate=0.1)
+    with pytest.raises(GTIError, match="data: "): go(shaped("llama"), mixed(shaped("llama"), toy, split))
+    with pytest.raises(GTIError, match="start: "): go(shaped("llama", init="mean"), split)
+    moved = shaped("llama"); next(iter(moved.backbone_parameters())).data += 1
+    with pytest.raises(GTIError, match="weights: .*force it"): go(moved, split)
+    assert go(shaped("llama"), split, gradient_accumulation_steps=2).resumed[0]["step"] == 2
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    "torchrun with gloo: half of every batch each."
+    run(tmp_path, STAGE + "stage(sys.argv[1])", tmp_path/"one")
+    run(tmp_path, STAGE + "stage(sys.argv[1])", tmp_path/"two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))
+    one, two = state(tmp_path/"one.safetensors"), state(tmp_path/"two.safetensors")
+    assert one.keys() == two.keys()
+    for n in one: assert (one[n] - two[n]).abs().max() < 1e-5, n
