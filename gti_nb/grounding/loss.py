@@ -13,7 +13,9 @@ import pandas as pd
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from ..prompts import GROUNDING, encode_template, fill
 from ..sid.vocab import SidModel
 from ..training import target_loss
@@ -129,6 +131,14 @@ def own(
     return [fresh.get(t) or self.kept[fixed, t] for t in texts]
 
 # %% ../../nbs/33_grounding.loss.ipynb #e953944d
+def _attend_in_fp32(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **settings) -> tuple[torch.Tensor, None]:
+    "transformers' fused attention, computed in fp32."
+    mask = attention_mask.float() if attention_mask is not None and attention_mask.is_floating_point() else attention_mask
+    return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **settings)[0].to(query.dtype), None
+
+AttentionInterface.register("sdpa_fp32", _attend_in_fp32); AttentionMaskInterface.register("sdpa_fp32", sdpa_mask)
+
+# %% ../../nbs/33_grounding.loss.ipynb #fd026102
 class GroundingLoss(nn.Module):
     "Mean loss of a batch of encoded pairs as a function of the new rows alone."
     def __init__(
@@ -139,6 +149,7 @@ class GroundingLoss(nn.Module):
     ):
         super().__init__()
         self.model = sid_model.model if model is None else model
+        if self.model is not sid_model.model and self.model.device.type == "cpu" and self.model.config._attn_implementation == "sdpa": self.model.set_attn_implementation("sdpa_fp32")
         self.__dict__["sid_model"] = sid_model  # not a submodule
         self.prefixes = PrefixCache(sid_model, self.model, cache_bytes)
 
