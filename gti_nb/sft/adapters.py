@@ -83,7 +83,7 @@ def add_adapters(
         peft.inject_adapter_in_model(config, sid_model.model)
     sid_model.train_only(backbone=False)
     matrices = [p for name, p in sid_model.model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
-    for p in matrices: p.requires_grad_(True)
+    for p in matrices: p.data = p.data.float(); p.requires_grad_(True)
     return matrices
 
 def _take_out(sid_model: SidModel, merge: bool) -> None:

@@ -1,0 +1,131 @@
+"""CPU seconds of fine-tuning on histories, ours against TRL's `SFTTrainer`, interleaved in one process: the same model (old rows frozen, everything else trains), the same rows, precision and targets.
+
+    OMP_NUM_THREADS=1 python benchmarks/sft.py --model smollm2-135m --data movielens-100k --precision bf16
+
+(a) trl          one row per target, only its codes scored; random order, as by default
+(b) trl-grouped  the same with rows of similar length in a batch (`train_sampling_strategy="group_by_length"`)
+(c) rows         the same rows through `gti_nb.sft`: similar lengths share a batch, logits for the targets alone
+(d) packed       the same rows, packed
+(e) one-pass     the histories of the same split, every next item a target of one pass
+
+Real tokens are those of the rows without padding. Before anything is timed, the losses of one batch are compared.
+"""
+import argparse, json, random, resource, statistics, subprocess, sys, tempfile, time, warnings
+import numpy as np, torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from gti_nb.assets import load_base
+from gti_nb.data import load_dataset
+from gti_nb.sft.loss import SFTLoss
+from gti_nb.sft.stage import SFTConfig, _groups, _part
+from gti_nb.sft.tasks import TaskSettings, example_batches, make_tasks
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
+from gti_nb.training import train_stage
+
+
+def prepare(a):
+    "The model with its new tokens; the batches of rows, one a target, and of histories in one pass."
+    torch.manual_seed(0)
+    dataset = load_dataset(a.data)
+    sids = SemanticIds(torch.randint(a.codes, (dataset.n_items, a.levels)), [torch.eye(a.codes)] * a.levels)
+    sid_model = SidModel.extend(*load_base(a.model), sids, init="normal_matched")
+    sid_model.train_only(backbone=True)
+    split, settings = dataset.leave_one_out(), TaskSettings(history=a.history, window=a.history)
+    few = sum(len(s) < 6 for s in split.train)
+    if few: split.train = [s if len(s) >= 6 else s[:0] for s in split.train]
+    print(f"{split.n_users - few:,} users with 6 items or more to learn from, {few:,} with fewer left out; the median user has {np.median([len(s) for s in split.train if len(s)]):.0f}")
+    make = lambda task: list(example_batches(make_tasks(task, sid_model, dataset, split, settings), steps=a.steps, batch_size=a.batch))
+    return sid_model, make("retrieval_rows"), make("retrieval")
+
+
+def trl_trainer(a, sid_model, rows, scratch, **kw):
+    "TRL's trainer over the rows, in random order; the labels say what is scored."
+    from trl import SFTConfig as TRLConfig, SFTTrainer
+    order = [e for batch in rows for e in batch]
+    random.Random(0).shuffle(order)
+    data = Dataset.from_list([dict(input_ids=e.ids.tolist(), labels=np.where(e.scored, e.ids, -100).tolist()) for e in order])
+    args = TRLConfig(scratch, max_steps=a.steps, per_device_train_batch_size=a.batch, learning_rate=a.lr, weight_decay=0.0, adam_beta2=0.99, use_cpu=True, bf16=a.precision == "bf16", disable_tqdm=True,
+                     report_to="none", logging_strategy="no", save_strategy="no", dataloader_pin_memory=False, gradient_checkpointing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **kw)
+    trainer = SFTTrainer(model=sid_model.model, args=args, train_dataset=data, processing_class=sid_model.tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def timed(function) -> float:
+    "Process CPU seconds."
+    start = time.process_time(); function()
+    return time.process_time() - start
+
+def trl(a, sid_model, rows, windows, **kw):
+    def run():
+        with tempfile.TemporaryDirectory() as scratch: return timed(trl_trainer(a, sid_model, rows, scratch, **kw).train)
+    return run
+
+def ours(a, sid_model, batches, packing=0):
+    config = SFTConfig(steps=a.steps, batch_size=a.batch, learning_rate=a.lr, learning_rate_new=a.lr)
+    loss = SFTLoss(sid_model, packing)
+    groups = lambda: _groups(sid_model, config, sid_model.backbone_parameters())
+    return lambda: timed(lambda: train_stage("sft", loss, lambda step, part, parts: _part(batches[step], part, parts), groups(), a.steps, autocast=a.precision == "bf16", show=False))
+
+ARMS = {
+    "trl": trl,
+    "trl-grouped": lambda a, sid_model, rows, windows: trl(a, sid_model, rows, windows, train_sampling_strategy="group_by_length"),
+    "rows": lambda a, sid_model, rows, windows: ours(a, sid_model, rows),
+    "packed": lambda a, sid_model, rows, windows: ours(a, sid_model, rows, packing=max(len(e.ids) for batch in rows for e in batch)),
+    "one-pass": lambda a, sid_model, rows, windows: ours(a, sid_model, windows)}
+
+
+def same_loss(a, sid_model, rows) -> tuple[float, float]:
+    "The loss of the first batch as TRL's trainer has it, and as ours has it; fp32."
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = trl_trainer(a, sid_model, rows, scratch)
+        batch = trainer.data_collator([dict(input_ids=e.ids.tolist(), labels=np.where(e.scored, e.ids, -100).tolist()) for e in rows[0]])
+        sid_model.model.train()
+        with torch.no_grad(): return trainer.compute_loss(sid_model.model, dict(batch)).item(), SFTLoss(sid_model)(rows[0])[0].item()
+
+
+def peak_memory(arm) -> float:
+    "Peak resident memory of a process that does nothing but this arm, in GB."
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", arm]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])["peak_gb"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
+    parser.add_argument("--data", default="toy", help="as load_dataset takes it; movielens-100k for the figures in the docs")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the passes, over fp32 weights")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    for name, value, text in [("batch", 8, "rows a step"), ("steps", 16, "steps of a timed run"), ("pairs", 5, "timed runs of each arm"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level"), ("history", 20, "items of a history or window at most")]:
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+    parser.add_argument("--lr", type=float, default=1e-5, help="learning rate (default 1e-5)")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers about the name of an argument
+    sid_model, rows, windows = prepare(a)
+    if a.only:
+        ARMS[a.only](a, sid_model, rows, windows)()
+        return print(json.dumps(dict(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)))
+    theirs, own = same_loss(a, sid_model, rows)
+    print(f"loss of one batch: TRL {theirs:.6f}, ours {own:.6f}, difference {abs(theirs - own):.1e}")
+    assert abs(theirs - own) < 1e-4, "the objectives differ, so nothing is compared"
+    runs = {name: ARMS[name](a, sid_model, rows, windows) for name in a.arms}
+    seconds = {name: [] for name in runs}
+    for _ in range(a.pairs):
+        for name, run in runs.items(): seconds[name].append(run())
+    tokens = {name: sum(len(e.ids) for batch in (windows if name == "one-pass" else rows) for e in batch) for name in runs}
+    targets = {name: sum(int(e.scored.sum()) for batch in (windows if name == "one-pass" else rows) for e in batch) for name in runs}
+    memory = {} if a.no_memory else {name: peak_memory(name) for name in runs}
+    print(f"{a.model}, {a.data}, {a.precision}, batch {a.batch}, {a.steps} steps, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds, median of {a.pairs}")
+    for name in runs:
+        second = statistics.median(seconds[name])
+        line = f"{name:12s} {second / a.steps:7.3f} s a step   {tokens[name] / second:8.0f} real tokens/s   {targets[name] / second:8.1f} targets/s"
+        if "trl" in runs and name != "trl":
+            ratio = statistics.median(x / y for x, y in zip(seconds["trl"], seconds[name]))
+            line += f"   {ratio * tokens[name] / tokens['trl']:5.2f} x TRL's tokens/s   {ratio * targets[name] / targets['trl']:6.2f} x its targets/s"
+        print(line + (f"   peak {memory[name]:.2f} GB" if memory else ""))
+
+
+if __name__ == "__main__": main()
