@@ -119,7 +119,6 @@ def assert_same(a, b):
 
 
 def compare(name, side, cache, accumulation, steps=20, size=8, learning_rate=1e-2):
-    pytest.importorskip("peft")
     sid_model, pairs = extended(name)
     schedule = _schedule(pairs, GroundingConfig(steps=steps, batch_size=size, share_text_to_sid=.5))
     assert {pairs.direction.iloc[rows[0]] for rows in schedule} == {"text_to_sid", "sid_to_text"}
