@@ -228,6 +228,11 @@ def _check_reports(report_to: str, checkpoints: Checkpoints | None) -> None:
     if report_to == "tensorboard" and checkpoints is None: raise GTIError("report_to: 'tensorboard' writes files; set out_dir (and save_steps), they go to its folder `runs`")
 
 
+def _has_dropout(module: nn.Module) -> bool:
+    "Whether training draws random numbers."
+    return any(m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", 0) for m in module.modules())
+
+
 def _arguments(folder: str, steps: int, accumulation: int, autocast: bool, device: torch.device | str, seed: int, report_to: str) -> TrainingArguments:
     "The settings of `Trainer` that all stages share."
     on_cpu = torch.device(device).type == "cpu"
@@ -266,9 +271,9 @@ def train_stage(
         found = None if checkpoints is None else load_checkpoint(checkpoints.folder, optimizer, checkpoints.key, checkpoints.force)
         if found is not None:
             about, tensors = found
-            done, exact = about["step"], about["processes"] == args.world_size
-            records, resumed = about["records"], [dict(step=done, exact=exact)]
-            if not exact: warnings.warn(f"{checkpoints.folder}: written by {about['processes']} processes, now {args.world_size}; the result is not exactly that of an uninterrupted run")
+            done, same = about["step"], about["processes"] == args.world_size
+            records, resumed = about["records"], [dict(step=done, exact=same and (args.world_size == 1 or not _has_dropout(module)))]  # the random states are those of the first process
+            if not same: warnings.warn(f"{checkpoints.folder}: written by {about['processes']} processes, now {args.world_size}; the result is not exactly that of an uninterrupted run")
             checkpoints.extra |= {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
         scheduler = get_scheduler(lr_scheduler_type, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)
         with warnings.catch_warnings():

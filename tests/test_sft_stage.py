@@ -414,10 +414,32 @@ def test_other_data_settings_or_weights_are_refused(toy, split, tmp_path):
     assert go(shaped("llama"), split, gradient_accumulation_steps=2).resumed[0]["step"] == 2
 
 
+SHARDED = """
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from gti_nb.sft.stage import WindowBatches, _part
+def learn(sharded):
+    sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
+    sid_model.train_only(backbone=True)
+    loss, batches, mesh = SFTLoss(sid_model), WindowBatches(sid_model, toy.leave_one_out(), SFTConfig(steps=4, batch_size=4, window=5)), init_device_mesh("cpu", (2,))
+    if sharded:
+        for layer in sid_model.backbone.layers: fully_shard(layer, mesh=mesh)
+        fully_shard(loss, mesh=mesh)
+    optimizer = torch.optim.AdamW([p for p in loss.parameters() if p.requires_grad], lr=1e-3)
+    for batch in batches:
+        part = _part(batch, dist.get_rank() if sharded else 0, 2 if sharded else 1)
+        (loss(part["examples"])[0] * part["share"] * (2 if sharded else 1)).backward()
+        torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0); optimizer.step(); optimizer.zero_grad()
+    return [p.detach().full_tensor() if sharded else p.detach() for p in loss.parameters()]
+for a, b in zip(learn(False), learn(True), strict=True): assert (a - b).abs().max() < 1e-5
+dist.barrier()
+"""
+
 def test_two_processes_learn_what_one_does(tmp_path):
-    "torchrun with gloo: half of every batch each."
+    "torchrun with gloo: half of every batch each; and, outside the stage, the loss and the split rows under `fully_shard`."
     run(tmp_path, STAGE + "stage(sys.argv[1])", tmp_path/"one")
-    run(tmp_path, STAGE + "stage(sys.argv[1])", tmp_path/"two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))
+    run(tmp_path, STAGE + "stage(sys.argv[1])" + SHARDED, tmp_path/"two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))
     one, two = state(tmp_path/"one.safetensors"), state(tmp_path/"two.safetensors")
     assert one.keys() == two.keys()
     for n in one: assert (one[n] - two[n]).abs().max() < 1e-5, n
