@@ -1,8 +1,13 @@
-"""Users per CPU second of our constrained beam search and of `generate(num_beams=W, prefix_allowed_tokens_fn=...)`, interleaved in one process.
+"""Users per CPU second of our constrained beam search and of `generate(num_beams=W, prefix_allowed_tokens_fn=...)`, interleaved in one process, and the peak memory of each in a process of its own.
+On a GPU the clock is wall time. With more than 1,000 items also: how long the tree takes to build, and the speed against a catalogue of 1,000, with and without 50 items left out per user.
 
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --beams 20 --tokens 84 --batch 4
+    OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --beams 50 --tokens 150 --batch 8 --pairs 3
+    OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --items 1000000 --codes 256 --levels 4
 """
-import argparse, statistics, time
+import argparse, json, re, resource, statistics, subprocess, sys, time
+from pathlib import Path
+from types import SimpleNamespace
 import torch
 from gti_nb.assets import load_base
 from gti_nb.decode.beam import beam_search
@@ -10,49 +15,108 @@ from gti_nb.decode.trie import SidTrie, allowed_codes
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 
+GPU = torch.cuda.is_available()
 
-def cpu_seconds(function) -> tuple[float, object]:
+
+def seconds(function) -> tuple[float, object]:
     "Process CPU time of a call on the CPU, wall time on a GPU, and its result."
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    clock = time.perf_counter if GPU else time.process_time
     start = clock()
     result = function()
     return clock() - start, result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
-    for name, value, text in [("beams", 20, "W"), ("tokens", 84, "prompt length"), ("batch", 4, "prompts"), ("items", 1349, "catalogue"), ("codes", 64, "codes a level"), ("pairs", 5, "timed pairs")]:
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    a = parser.parse_args()
-    rng, device = torch.Generator().manual_seed(0), "cuda" if torch.cuda.is_available() else "cpu"
-    sids = SemanticIds(torch.randint(a.codes, (a.items, 3), generator=rng), [torch.eye(a.codes)] * 3)
+def ratio(a, b, pairs: int) -> tuple[float, float, float]:
+    "Median seconds of two calls, interleaved, and the median of a / b."
+    times = [(seconds(a)[0], seconds(b)[0]) for _ in range(pairs)]
+    return *(statistics.median(x) for x in zip(*times)), statistics.median(x / y for x, y in times)
+
+
+def catalogue(n_items: int, codes: int, levels: int) -> SemanticIds:
+    return SemanticIds(torch.randint(codes, (n_items, levels), generator=torch.Generator().manual_seed(0)), [torch.eye(codes)] * levels)
+
+
+def set_up(a: argparse.Namespace) -> SimpleNamespace:
+    "Model with random new rows, tree, prompts, and both arms."
+    rng, device = torch.Generator().manual_seed(0), "cuda" if GPU else "cpu"
+    sids = catalogue(a.items, a.codes, a.levels)
     sid_model = SidModel.extend(*load_base(a.model), sids)
-    spread = float(sid_model.old_rows.std())
-    sid_model.new_rows.data += spread * torch.randn(sid_model.new_rows.shape, generator=rng)
+    sid_model.new_rows.data += float(sid_model.old_rows.std()) * torch.randn(sid_model.new_rows.shape, generator=rng)
     sid_model.model.to(device)
-    trie, plain, n_old = SidTrie(sids), sid_model.merge(), sid_model.n_old
-    prompts = torch.randint(sid_model.n_old, (a.batch, a.tokens), generator=rng)
+    build, trie = seconds(lambda: SidTrie(sids))
+    n_old, prompts = sid_model.n_old, torch.randint(sid_model.n_old, (a.batch, a.tokens), generator=rng)
 
     def allowed(_, ids):
         prefix = tuple(int(t) - n_old - trie.offsets[l] for l, t in enumerate(ids[a.tokens:]))
         return [n_old + trie.offsets[len(prefix)] + c for c in allowed_codes(trie, prefix) or [0]]
 
-    def theirs():
-        return plain.generate(prompts.to(device), attention_mask=torch.ones_like(prompts).to(device), num_beams=a.beams, num_return_sequences=a.beams, do_sample=False, max_new_tokens=3,
-                              length_penalty=0.0, eos_token_id=None, pad_token_id=0, prefix_allowed_tokens_fn=allowed).cpu()[:, a.tokens:].view(a.batch, a.beams, 3)
+    def theirs(plain):
+        return plain.generate(prompts.to(device), attention_mask=torch.ones_like(prompts).to(device), num_beams=a.beams, num_return_sequences=a.beams, do_sample=False, max_new_tokens=a.levels,
+                              length_penalty=0.0, eos_token_id=None, pad_token_id=0, prefix_allowed_tokens_fn=allowed).cpu()[:, a.tokens:].view(a.batch, a.beams, a.levels)
 
-    def ours(dtype=torch.float32): return beam_search(sid_model, prompts.tolist(), trie, a.beams, a.batch, dtype)
+    def ours(trie=trie, **options): return beam_search(sid_model, prompts.tolist(), trie, a.beams, batch_size=a.batch, **options)
+    return SimpleNamespace(sid_model=sid_model, trie=trie, build=build, theirs=theirs, ours=ours)
 
-    codes = theirs() - n_old - torch.tensor(trie.offsets)
-    found = ours().codes
-    distinct = [list(dict.fromkeys(map(tuple, row.tolist()))) for row in found]
-    same = sum(d == [tuple(c) for c in row.tolist()][:len(d)] for d, row in zip(distinct, codes))
-    pairs = [(cpu_seconds(theirs)[0], cpu_seconds(ours)[0]) for _ in range(a.pairs)]
-    t, o = (statistics.median(x) for x in zip(*pairs))
-    print(f"{a.model}, W={a.beams}, {a.batch} prompts of {a.tokens} tokens, {a.items} items, {device}, {torch.get_num_threads()} threads, median of {a.pairs} pairs")
-    print(f"equal ordered lists: {same} of {a.batch}")
-    print(f"generate {a.batch / t:.2f} users/s, beam_search {a.batch / o:.2f} users/s, ratio {statistics.median(x / y for x, y in pairs):.1f}")
+
+def against_generate(a: argparse.Namespace, s: SimpleNamespace) -> None:
+    plain = s.sid_model.merge()
+    codes = s.theirs(plain) - s.sid_model.n_old - torch.tensor(s.trie.offsets)
+    distinct = [list(dict.fromkeys(map(tuple, row.tolist()))) for row in s.ours().codes]
+    same = sum(mine == [tuple(c) for c in row.tolist()][:len(mine)] for mine, row in zip(distinct, codes))
+    t, o, times = ratio(lambda: s.theirs(plain), s.ours, a.pairs)
+    print(f"equal ordered lists: {same} of {a.batch}\ngenerate {a.batch / t:.2f} users/s, beam_search {a.batch / o:.2f} users/s, ratio {times:.1f}")
+
+
+def against_1000_items(a: argparse.Namespace, s: SimpleNamespace) -> None:
+    small, rng = SidTrie(catalogue(1000, a.codes, a.levels)), torch.Generator().manual_seed(1)
+    print(f"tree of {a.items} items: built in {s.build:.2f} s, {s.trie.nbytes / 1e6:.1f} MB, nodes by level {[len(c) for c in s.trie.codes]}")
+    for left_out in (0, 50):
+        many, few = ([torch.randint(n, (left_out,), generator=rng) for _ in range(a.batch)] for n in (a.items, 1000))
+        search = lambda trie, gone: s.ours(trie, exclude=gone if left_out else None)
+        f, m, times = ratio(lambda: search(small, few), lambda: search(s.trie, many), a.pairs)
+        print(f"{left_out} items left out: {a.batch / m:.2f} users/s, with 1000 items {a.batch / f:.2f} users/s, ratio {times:.2f}")
+
+
+def peak() -> float:
+    "Peak memory in GB of this process since `forget_peak`; on a GPU the device's."
+    if GPU: return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status")
+    if not status.exists(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9
+
+def forget_peak() -> None:
+    if GPU: torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists(): Path("/proc/self/clear_refs").write_text("5")
+
+def one_arm(a: argparse.Namespace, s: SimpleNamespace) -> None:
+    "Peak memory of one arm, printed as JSON: of the model alone, and while it decodes."
+    plain = s.sid_model.merge() if a.arm == "generate" else None
+    if plain is not None: s.sid_model.model = s.sid_model.embed = s.sid_model.head = None
+    decode = s.ours if plain is None else lambda: s.theirs(plain)
+    forget_peak()
+    before = peak()
+    decode()
+    print(json.dumps(dict(model=before, peak=peak())))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
+    for name, value, text in [("beams", 20, "W"), ("tokens", 84, "prompt length"), ("batch", 4, "prompts"), ("items", 1349, "catalogue"), ("codes", 64, "codes a level"), ("levels", 3, "levels"),
+                              ("pairs", 5, "timed pairs")]:
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+    parser.add_argument("--arm", choices=["generate", "beam_search"], help="only measure this arm's memory, as the benchmark does in a process of its own")
+    a = parser.parse_args()
+    if a.arm: return one_arm(a, set_up(a))
+    print(f"{a.model}, W={a.beams}, {a.batch} prompts of {a.tokens} tokens, {a.items} items of {a.levels} x {a.codes} codes, {'GPU' if GPU else 'CPU'}, {torch.get_num_threads()} threads, median of {a.pairs} pairs")
+    s = set_up(a)
+    against_generate(a, s)
+    if a.items > 1000: against_1000_items(a, s)
+    del s
+    for arm in ("generate", "beam_search"):
+        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--arm", arm], check=True, capture_output=True, text=True)
+        gb = json.loads(done.stdout.splitlines()[-1])
+        print(f"memory of {arm}: peak {gb['peak']:.2f} GB, with the model loaded and nothing decoded {gb['model']:.2f} GB")
 
 
 if __name__ == "__main__": main()
