@@ -22,7 +22,7 @@ from ..core import GTIError, write_atomic
 # %% ../../nbs/65_figures.style.ipynb #5ad85fda
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 REFERENCES = {"pretrained": "#555555", "random": "#A6A6A6", "popularity": "#A6A6A6", "transitions": "#555555"}
-STAGES = {"init": "at initialization", "grounded": "after grounding", "sft": "after fine-tuning"}
+STAGES = {"init": "at initialization", "grounded": "after grounding", "grounded_full": "after the second stage", "sft": "after fine-tuning"}
 
 
 def arm_colours(

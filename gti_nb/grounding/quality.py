@@ -39,13 +39,15 @@ def grounding_quality(
     template: str = "text_to_sid",  # how items are asked for
     ks: Sequence[int] = (1, 5, 10),  # places that count
     trained: int = 100,  # items asked that grounding has seen, drawn at random; 0 asks none
+    titles: bool = True,  # ask for titles too, which takes longest
     batch_size: int = 16,  # prompts at a time
 ) -> pd.DataFrame:  # rows "held out", "trained" and "chance"; columns as `probe` gives them: code@k, sid@k, title@1, title_lift@1
     "Recall of the right code and semantic ID from text, and accuracy of the title among twenty, on held-out and on trained items."
     parts = {"held out": pair_questions(sid_model, pairs.heldout, template)}
     if trained: parts["trained"] = pair_questions(sid_model, pairs.train, template, trained)
-    table = {name: probe(sid_model, questions, GROUNDING[template], ks=ks, batch_size=batch_size) for name, questions in parts.items()}
-    return pd.DataFrame(table | {"chance": chance(sid_model, parts["held out"], ks)}).T
+    table = {name: probe(sid_model, questions, GROUNDING[template], GROUNDING["sid_to_title"] if titles else None, ks, batch_size=batch_size) for name, questions in parts.items()}
+    guess = chance(sid_model, parts["held out"], ks)
+    return pd.DataFrame(table | {"chance": {name: guess[name] for name in table["held out"]}}).T
 
 # %% ../../nbs/36_grounding.quality.ipynb #f1953fe1
 def word_table(

@@ -101,7 +101,7 @@ def diagnoses(
     runs: list[Run],  # finished trainings
 ) -> list[tuple[Run, str, Diagnostics]]:  # run, stage, what the new rows look like there
     "Every diagnosis of every run, stages in the order a run goes through them."
-    stages = ("init", "grounded", "sft")
+    stages = ("init", "grounded", "grounded_full", "sft")
     return [(r, s, load_diagnostics(r.folder/"diagnostics"/f"{s}.json")) for r in runs for s in stages if (r.folder/"diagnostics"/f"{s}.json").exists()]
 
 def diagnosis_records(
