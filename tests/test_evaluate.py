@@ -1,14 +1,16 @@
-"""Metrics against an independent implementation, the comparison against known answers, the baselines by hand."""
+"""Metrics against brute force and scikit-learn, semantic IDs, slices, parquet, the baselines by hand."""
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import false_discovery_control, ttest_rel
 from sklearn.metrics import ndcg_score, top_k_accuracy_score
 from gti_nb.core import GTIError
 from gti_nb.evaluate.baselines import popularity, transitions
-from gti_nb.evaluate.ranking import compare, evaluate_ranking, holm, metrics
+from gti_nb.evaluate.ranking import MEASURES, evaluate_queries, evaluate_ranking, metric_columns, metrics, rank_by_score
+from gti_nb.evaluate.sids import evaluate_sids, list_report
+from gti_nb.evaluate.slices import item_popularity, slice_metrics, user_slices
+from gti_nb.sid.codes import SemanticIds
 from gti_nb.splits import Split
 
 
@@ -42,63 +44,180 @@ def test_short_lists_duplicates_and_misses(seed):
             assert rank == before + 1 and hit == (before < 3) and gain == pytest.approx((before < 3) * np.log(2) / np.log(before + 2))
 
 
-def frame_of(values): return pd.DataFrame({"recall@10": np.asarray(values, float)})
+def brute(items, grades, k):
+    "Every measure of one list by its definition: grades is item -> grade, and items below 0 in it are out of the catalogue."
+    listed = []
+    for i in items:
+        if i >= 0 and i not in listed: listed.append(i)
+    hits = [i in grades for i in listed[:k]]
+    gain = sum(grades[i] / np.log2(place + 2) for place, i in enumerate(listed[:k]) if i in grades)
+    best = sum(g / np.log2(place + 2) for place, g in enumerate(sorted(grades.values(), reverse=True)[:k]))
+    return {"recall": sum(hits) / len(grades), "hit": float(any(hits)), "precision": sum(hits) / k, "mrr": 1 / (hits.index(True) + 1) if any(hits) else 0.0, "ndcg": gain / best}
 
 
-def test_compare_has_the_stated_coverage():
-    "The 95 % interval holds the true gain about 95 times in 100."
-    inside = 0
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        base = rng.random(300) < 0.3
-        arm = np.where(rng.random(300) < 0.5, base, rng.random(300) < 0.42)  # its mean is .36: a gain of 20 %
-        row = compare({"mean": frame_of(base), "gti": frame_of(arm)}, resamples=300).loc[("recall@10", "gti")]
-        inside += row["low"] <= 0.2 <= row["high"]
-    assert 88 <= inside <= 99
+@pytest.mark.parametrize("seed", range(8))
+def test_every_measure_is_its_definition_and_never_above_one(seed):
+    "Lists with repeats and gaps, answers named twice, more answers than places, answers out of the catalogue."
+    rng = np.random.default_rng(seed)
+    n, width, ks = 50, 8, (1, 3, 8)
+    ranked = rng.integers(-1, 9, size=(n, width))
+    relevant = [rng.integers(-1, 12, size=rng.integers(1, 15)).tolist() for _ in range(n)]
+    grades = [rng.integers(1, 4, size=len(r)).astype(float).tolist() for r in relevant]
+    frame = evaluate_queries(ranked, relevant, grades, ks=ks, measures=list(MEASURES), thresholds={"good": 3, "any": 1})
+    assert frame[metric_columns(frame)].to_numpy().min() >= 0 and frame[metric_columns(frame)].to_numpy().max() <= 1
+    for row, (items, wanted, marks) in enumerate(zip(ranked.tolist(), relevant, grades)):
+        best = {}
+        for place, (item, mark) in enumerate(zip(wanted, marks)):
+            item = item if item >= 0 else -1 - place  # each unknown item is one of its own
+            best[item] = max(mark, best.get(item, 0))
+        for k in ks:
+            for name, value in brute(items, best, k).items(): assert frame.loc[row, f"{name}@{k}"] == pytest.approx(value), (row, name, k)
+            good = {i: g for i, g in best.items() if g >= 3}
+            assert frame.loc[row, f"precision[good]@{k}"] == pytest.approx(brute(items, good, k)["precision"] if good else 0) and frame.loc[row, f"precision[any]@{k}"] == frame.loc[row, f"precision@{k}"]
+        assert frame.loc[row, "relevant"] == len(best)
 
 
-def test_p_value_is_near_the_paired_t_test_on_smooth_data():
-    rng = np.random.default_rng(1)
-    base = rng.random(200)
-    for shift in (0.0, 0.02, 0.05):
-        arm = base + shift + 0.2 * rng.normal(size=200)
-        p = compare({"mean": frame_of(base), "gti": frame_of(arm)}, resamples=9999).loc[("recall@10", "gti"), "p"]
-        assert abs(p - ttest_rel(arm, base).pvalue) < 0.02
+@pytest.mark.parametrize("seed", range(5))
+def test_graded_ndcg_equals_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    n, n_items = 30, 25
+    scores, grades = rng.normal(size=(n, n_items)), rng.integers(0, 4, size=(n, n_items)) * (rng.random((n, n_items)) < .4)
+    grades[:, 0] += 1  # every query has an answer
+    relevant = [np.flatnonzero(g) for g in grades]
+    frame = evaluate_queries(rank_by_score(torch.tensor(scores)), relevant, [g[r] for g, r in zip(grades, relevant)], ks=(1, 5, 10, 25))
+    for k in (1, 5, 10, 25):
+        for row in range(n): assert frame.loc[row, f"ndcg@{k}"] == pytest.approx(ndcg_score(grades[row:row + 1], scores[row:row + 1], k=k))
 
 
-def test_false_alarms_are_rare():
-    alarms = 0
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        table = compare({name: frame_of(rng.random(100) < 0.3) for name in ("mean", "a", "b", "c")}, resamples=400)
-        alarms += (table["p_holm"] < 0.05).any()
-    assert alarms <= 8  # 3 expected
+def test_grade_zero_and_all_of_one_grade():
+    ranked = [[3, 1, 2]]
+    assert evaluate_queries(ranked, [[1, 3]], [[0, 2]], ks=(3,)).equals(evaluate_queries(ranked, [[3]], [[2]], ks=(3,)))
+    same = evaluate_queries(ranked, [[1, 3]], [[7, 7]], ks=(3,))
+    assert same["ndcg@3"][0] == 1 == same["recall@3"][0] and same.equals(evaluate_queries(ranked, [[3, 1]], ks=(3,)))
 
 
-def test_holm_by_hand_and_bounds():
-    p = np.random.default_rng(0).random(20) ** 3
-    adjusted, order = holm(p), np.argsort(p)
-    assert (np.diff(adjusted[order]) >= 0).all() and (adjusted >= p).all() and adjusted.max() <= 1
-    assert (adjusted <= np.minimum(p * 20, 1)).all() and (adjusted >= false_discovery_control(p) - 1e-12).all()  # between Benjamini-Hochberg and Bonferroni
-    assert holm([0.2]) == [0.2] and holm([]).size == 0
+@pytest.mark.parametrize("make, message", [
+    (lambda: evaluate_queries([[1]], [[1], [2]], ks=(1,)), "got 2 and no lists for 1 ranked lists"),
+    (lambda: evaluate_queries([[1]], [[1]], [[1, 2]], ks=(1,)), "grades\\[0\\]: got"),
+    (lambda: evaluate_queries([[1]], [[1]], [[-1]], ks=(1,)), "0 or more"),
+    (lambda: evaluate_queries([[1]], [[1]], [[0]], ks=(1,)), "no item with a grade above 0"),
+    (lambda: evaluate_queries([[1]], [[1.5]], ks=(1,)), "relevant\\[0\\]: got float64"),
+    (lambda: evaluate_queries([[1]], [[1]], ks=(1,), thresholds={"all": 0}), "thresholds: got 0 for 'all'"),
+    (lambda: evaluate_queries([[1]], [[1]], ks=(1,), queries=["a", "b"]), "got 2 names for 1 lists"),
+    (lambda: evaluate_ranking([[1, 2]], [1], ks=(0,)), "ks: got \\[0\\]"),
+    (lambda: evaluate_ranking([[1, 2]], [1], ks=(1.5,)), "ks: got"),
+    (lambda: evaluate_ranking([[1, 2]], [1], ks=()), "ks: got"),
+    (lambda: evaluate_ranking([[1, 2]], [1], ks=(1,), measures=()), "measures: got none"),
+    (lambda: evaluate_ranking([1, 2], [1, 2], ks=(1,)), "expected \\[n, W\\]"),
+    (lambda: rank_by_score([1.0, 2.0]), "expected numbers \\[n, n_items\\]"),
+    (lambda: rank_by_score([[1.0, 2.0]], width=3), "width: got 3"),
+])
+def test_what_cannot_be_scored_is_refused(make, message):
+    with pytest.raises(GTIError, match=message): make()
 
 
-def test_seeds_are_averaged_within_users():
-    rng = np.random.default_rng(2)
-    a, b, base = (frame_of(rng.random(50) < p) for p in (0.4, 0.5, 0.3))
-    many, one = compare({"mean": base, "gti": [a, b]}), compare({"mean": base, "gti": (a + b) / 2})
-    assert many.loc[("recall@10", "gti"), "seeds"] == 2 and many.loc[("recall@10", "mean"), "seeds"] == 1
-    assert many.drop(columns="seeds").equals(one.drop(columns="seeds"))
-    assert compare({"mean": base, "gti": [a, a, a]})["users"].eq(50).all()
+def test_full_ranking_breaks_ties_by_item():
+    scores = np.random.default_rng(0).integers(0, 3, (50, 20)).astype(np.float32)
+    scores[:, 7] = -np.inf
+    for row, order in zip(scores, rank_by_score(scores)):
+        assert order.tolist() == [*sorted((i for i in range(20) if i != 7), key=lambda i: (-row[i], i)), -1]
+    assert np.array_equal(rank_by_score(scores, width=5), rank_by_score(scores)[:, :5])
 
 
-def test_baseline_that_never_hits_has_no_relative_gain():
-    row = compare({"mean": frame_of(np.zeros(30)), "gti": frame_of(np.arange(30) < 9)}).loc[("recall@10", "gti")]
-    assert row[["gain", "low", "high"]].isna().all() and row["p"] < 0.05
+@pytest.mark.parametrize("users", [None, [f"user {i}" for i in range(40)], np.arange(40) * 3 + 1, pd.Series(range(40)).astype(str)])
+def test_frames_survive_parquet_bit_by_bit(tmp_path, users):
+    rng = np.random.default_rng(0)
+    sids, ranked, targets = SemanticIds(rng.integers(0, 3, (12, 2))), rng.integers(-1, 12, (40, 6)), rng.integers(-1, 12, 40)
+    items = evaluate_ranking(ranked, targets, ks=(1, 6), users=users, measures=list(MEASURES))
+    frames = {"items": items, "both": items.join(evaluate_sids(ranked, targets, sids, ks=(1, 6), users=users)),
+              "queries": evaluate_queries(ranked, [[t, 3] for t in targets], ks=(6,), queries=users, thresholds={"good+maybe": 1})}
+    for name, frame in frames.items():
+        frame.to_parquet(tmp_path/f"{name}.parquet")
+        back = pd.read_parquet(tmp_path/f"{name}.parquet")
+        pd.testing.assert_frame_equal(back, frame, check_exact=True)
+        assert metrics(back) == metrics(frame)
 
 
-def test_compare_refuses_other_columns():
-    with pytest.raises(GTIError, match="same ks"): compare({"mean": frame_of([1]), "gti": frame_of([1]).rename(columns={"recall@10": "recall@5"})})
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["items", "beams", "codes"])
+def test_semantic_ids_in_lists_against_a_loop(seed, kind):
+    "With words shared by items, repeats, gaps and, of bare codes, words of no item."
+    rng = np.random.default_rng(seed)
+    n, width, levels, ks = 30, 7, 3, (1, 4, 7)
+    codes = rng.integers(0, 3, (15, levels)); codes[5:8] = codes[4]; sids = SemanticIds(codes)
+    items, targets = rng.integers(-1, 15, (n, width)), rng.integers(-1, 15, n)
+    words = np.where(items[..., None] >= 0, codes[items], -1)
+    if kind == "codes": words = np.where((rng.random((n, width)) < .3)[..., None], rng.integers(0, 4, words.shape), words)
+    lists = {"items": items, "beams": SimpleNamespace(items=torch.tensor(items), codes=torch.tensor(words)), "codes": torch.tensor(words)}[kind]
+    frame, report = evaluate_sids(lists, targets, sids, ks=ks), list_report(lists, sids, ks=ks)
+    known, invalid, repeated, places, shown = set(map(tuple, codes.tolist())), 0, 0, 0, {k: set() for k in ks}
+    for row in range(n):
+        entries = [tuple(w) for w in words[row].tolist()]
+        distinct = list(dict.fromkeys(w for w in entries if w != (-1,) * levels))
+        truth = tuple(codes[targets[row]].tolist()) if targets[row] >= 0 else None
+        assert frame.loc[row, "words"] == len(distinct)
+        for k in ks:
+            for level in range(levels):
+                right = truth is not None and any(w[:level + 1] == truth[:level + 1] for w in distinct[:k])
+                assert frame.loc[row, f"level{level + 1}@{k}"] == right
+            assert frame.loc[row, f"sid_recall@{k}"] == frame.loc[row, f"level{levels}@{k}"]
+            assert frame.loc[row, f"sid_ndcg@{k}"] == pytest.approx(1 / np.log2(2 + distinct.index(truth)) if truth in distinct[:k] else 0)
+            shown[k] |= {i for i, w in enumerate(map(tuple, codes.tolist())) if w in entries[:k]} if kind == "codes" else set(items[row, :k].tolist()) - {-1}
+        mine = entries if kind == "codes" else items[row].tolist()
+        filled = [x for x, w in zip(mine, entries) if w != (-1,) * levels]
+        places, repeated, invalid = places + len(filled), repeated + len(filled) - len(set(filled)), invalid + sum(w not in known for w in entries if w != (-1,) * levels)
+    assert [report[k] for k in ("lists", "places", "invalid", "duplicates")] == [n, places, invalid, repeated]
+    assert (invalid > 0) == (kind == "codes") and repeated > 0 and report["duplicate_rate"] == repeated / places
+    for k in ks: assert report[f"coverage@{k}"] == pytest.approx(len(shown[k]) / 15)
+    both = evaluate_ranking(items, targets, ks=ks).join(frame)
+    if kind != "codes":
+        for k in ks: assert (both[f"sid_recall@{k}"] >= both[f"recall@{k}"]).all() and (both[f"sid_ndcg@{k}"] >= both[f"ndcg@{k}"]).all()
+    for k in ks:
+        for level in range(1, levels): assert (frame[f"level{level}@{k}"] >= frame[f"level{level + 1}@{k}"]).all()
+    assert frame[metric_columns(frame)].to_numpy().max() <= 1
+
+
+def test_faults_of_lists_are_counted_not_assumed():
+    sids = SemanticIds([[0, 0], [0, 1], [1, 0]])
+    fine = list_report([[0, 1], [2, -1]], sids, ks=(1, 2))
+    assert [fine[k] for k in ("places", "invalid", "duplicates", "coverage@1", "coverage@2")] == [3, 0, 0, 2 / 3, 1]
+    assert list_report([[0, 3], [-2, 1]], sids, ks=(1,))["invalid"] == 2
+    mixed = SimpleNamespace(items=np.array([[0, -1]]), codes=np.array([[[0, 0], [5, 5]]]))
+    assert list_report(mixed, sids, ks=(1,))["invalid"] == 1  # a word of no item, though its item is left empty
+    assert list_report(np.full((2, 3), -1), sids, ks=(3,)) == {"lists": 2, "places": 0, "invalid": 0, "duplicates": 0, "invalid_rate": 0.0, "duplicate_rate": 0.0, "coverage@3": 0.0}
+    with pytest.raises(GTIError, match="or codes"): list_report(np.zeros((2, 3, 5), int), sids, ks=(1,))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slices_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    train = [rng.choice(30, size=rng.integers(0, 12), p=np.arange(1, 31)[::-1] / 465) for _ in range(60)]
+    split = Split(train=train, valid=rng.integers(-1, 30, 60), test=rng.integers(-1, 30, 60), n_items=30)
+    counts = [sum(int((t == i).sum()) for t in train) for i in range(30)]
+    for item, kind in enumerate(item_popularity(split)):
+        above = sum(c for c in counts if c > counts[item]) / sum(counts)
+        assert kind == ("cold" if not counts[item] else "head" if above < 1 / 3 else "middle" if above < 2 / 3 else "tail")
+    for which, targets in (("valid", split.valid), ("test", split.test)):
+        slices = user_slices(split, which, lengths=(0, 3, 6))
+        assert slices.index.tolist() == np.flatnonzero(targets >= 0).tolist()
+        assert ((slices.popularity == "cold") == split.cold(which)[slices.index]).all()
+        for user, name in slices.history.items():
+            size = len(split.past(user, which))
+            assert name == ("0" if size == 0 else "1-3" if size <= 3 else "4-6" if size <= 6 else "7+")
+        frame = evaluate_ranking(rng.integers(0, 30, (len(slices), 5)), targets[slices.index], ks=(5,), users=slices.index)
+        table = slice_metrics(frame, slices)
+        for (by, name), row in table.iterrows():
+            mine = frame[slices[by] == name]
+            assert row["users"] == len(mine) and (np.isnan(row["recall@5"]) if mine.empty else row["recall@5"] == pytest.approx(mine["recall@5"].mean()))
+    assert user_slices(split, users=np.flatnonzero(split.test < 0)).popularity.eq("cold").all()
+
+
+def test_slices_survive_parquet_with_the_metrics(tmp_path):
+    slices = user_slices(TINY)
+    frame = evaluate_ranking([[4], [0], [1]], TINY.test, ks=(1,)).join(slices)
+    frame.to_parquet(tmp_path/"users.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path/"users.parquet"), frame, check_exact=True)
+    assert slice_metrics(frame, frame[["popularity"]]).loc[("popularity", "cold"), "users"] == 2
 
 
 def test_evaluate_refuses_users_twice():

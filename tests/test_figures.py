@@ -10,7 +10,7 @@ from gti_nb.core import GTIError
 from gti_nb.diagnostics.summary import diagnose
 from gti_nb.figures.codes import collision_table, live_training, ranking_figure, residual_figure, training_figure, tree_figure
 from gti_nb.figures.embeddings import cosine_figure, project, scatter_figure, spectrum_figure
-from gti_nb.figures.results import codes_figure, gain_figure, loss_figure, metric_figure, relative_gain
+from gti_nb.figures.results import codes_figure, gain_figure, interval_figure, loss_figure, metric_figure, relative_gain
 from gti_nb.figures.stages import rsa_figure, spread_figure
 from gti_nb.figures.style import PALETTE, arm_colours, save_figure, shown
 from gti_nb.sid.codes import SemanticIds
@@ -32,6 +32,12 @@ def study(arms=("gti", "mean"), seeds=(0, 1)):
     return diagnostics, losses, metrics, {a: d for a, _, _, d in found}, words, states
 
 
+def comparison(arms):
+    "What `compare` says of a made-up study, the second arm being the baseline."
+    numbers = dict(gain=.2, low=-.1, high=.5, p=.04, p_holm=.08, p_users=.01)
+    return pd.DataFrame([dict(metric=f"{m}@{k}", arm=a, mean=k / 100, **(numbers if a != arms[1] else dict.fromkeys(numbers, np.nan))) for m in ("recall", "precision[good]") for k in (5, 10, 20) for a in arms]).set_index(["metric", "arm"])
+
+
 def history(epochs=30, levels="ab"):
     "What an RQ-VAE reports of a training, measured every tenth epoch."
     losses = dict(loss=2.0, reconstruction=1.0, quantization=1.0)
@@ -46,7 +52,7 @@ def all_figures(arms, names=None):
         "cosine": cosine_figure({a: d.arrays["cosine_new"] for a, d in found.items()}, {"level 1": 8, "level 2": 8}, labels=names),
         "scatter": scatter_figure(states, words, [8, 8], names=names, old_names=names and names * 13),
         "spread": spread_figure(diagnostics), "rsa": rsa_figure(diagnostics), "loss": loss_figure(losses), "metric": metric_figure(metrics),
-        "gain": gain_figure(metrics, baseline=arms[1]), "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16]),
+        "gain": gain_figure(metrics, baseline=arms[1]), "interval": interval_figure(comparison(arms)), "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16]),
         "tree": tree_figure(SemanticIds(np.arange(32).reshape(16, 2) % 5), names), "residual": residual_figure({a: [.5, .3] for a in arms}),
         "ranking": ranking_figure(pd.DataFrame([dict(quantizer=a, seed=s, overlap=s + 1) for a in arms for s in (0, 1)]), {"overlap": "neighbours kept"}), "training": training_figure(history())}
 
