@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
-from scipy.stats import DegenerateDataWarning, bootstrap, permutation_test
+from scipy.stats import DegenerateDataWarning, bootstrap
 from ..core import GTIError
 from .ranking import metric_columns
 
@@ -54,24 +54,30 @@ def _ratio(arm: np.ndarray, base: np.ndarray, axis: int = -1) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"): return arm.mean(axis) / base.mean(axis)
 
 
-def _p_values(arm: np.ndarray, base: np.ndarray, options: dict, seed: int) -> dict[str, float]:
+def _flipped(difference: np.ndarray, n: int, batch: int, rng: np.random.Generator) -> np.ndarray:
+    "Means of n copies of the users' differences, every sign of every copy the toss of a coin."
+    signs = lambda rows: rng.integers(0, 2, (rows, len(difference)), dtype=np.int8) * 2 - 1
+    return np.concatenate([signs(min(batch, n - start)) @ difference for start in range(0, n, batch)]) / len(difference)
+
+
+def _p_values(arm: np.ndarray, base: np.ndarray, resamples: int, batch: int, seed: int) -> dict[str, float]:
     "For users and seeds, and for users alone: how often chance makes a difference as large, arm and base [seeds, users]."
     difference = arm.mean(0) - base.mean(0)
     if not difference.any(): return dict(p=1.0, p_users=1.0)
-    null = permutation_test((difference,), np.mean, permutation_type="samples", rng=np.random.default_rng(seed), **options).null_distribution
-    share = lambda draws: float((1 + (abs(draws) >= abs(difference.mean()) * (1 - 1e-9)).sum()) / (1 + len(draws)))
-    return dict(p=share(null * _stretch(arm, base, len(null), np.random.default_rng(seed))), p_users=share(null))
+    null = _flipped(difference, resamples, batch, np.random.default_rng(seed))
+    share = lambda draws: float((1 + (abs(draws) >= abs(difference.mean()) * (1 - 1e-9)).sum()) / (1 + resamples))
+    return dict(p=share(null * _stretch(arm, base, resamples, np.random.default_rng(seed))), p_users=share(null))
 
 
 def _paired(arm: np.ndarray, base: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
     "Relative gain of arm over base, both [seeds, users], with its interval and p-values."
-    users, options = (arm.mean(0), base.mean(0)), dict(n_resamples=resamples, batch=max(1, 2_000_000 // arm.shape[1]), vectorized=True)
-    ratio, found = _ratio(*users), _p_values(arm, base, options, seed)
+    users, batch = (arm.mean(0), base.mean(0)), max(1, 5_000_000 // arm.shape[1])
+    ratio, found = _ratio(*users), _p_values(arm, base, resamples, batch, seed)
     if not users[1].any(): return found | dict(gain=np.nan, low=np.nan, high=np.nan)
     if not users[0].any(): return found | dict(gain=-1.0, low=np.nan, high=np.nan)
     with warnings.catch_warnings():  # scipy's own interval has no place for infinite ratios, and is not used
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        draws = bootstrap(users, _ratio, paired=True, method="percentile", rng=np.random.default_rng(seed), **options).bootstrap_distribution
+        draws = bootstrap(users, _ratio, paired=True, vectorized=True, n_resamples=resamples, batch=batch, method="percentile", rng=np.random.default_rng(seed)).bootstrap_distribution
     draws = ratio * (draws / ratio) ** _stretch(arm, ratio * base, resamples, np.random.default_rng(seed))
     low, high = np.quantile(draws[~np.isnan(draws)], [0.025, 0.975], method="inverted_cdf")
     return found | dict(gain=ratio - 1, low=low - 1, high=high - 1)
