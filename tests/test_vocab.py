@@ -1,6 +1,6 @@
 "New tokens in tokenizers and models of several families, and the plain folder a model leaves as."
 import subprocess, sys
-import pytest, torch
+import pytest, torch, transformers
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.sid.codes import SemanticIds
@@ -93,3 +93,13 @@ def test_new_words_without_semantic_ids():
     words = SidModel.extend(*load_base("tiny-llama"), {"<calculator>": "adds numbers", "<calendar>": "knows dates"})
     assert words.n_new == 2 and words.sids is None and words.descriptions["<calendar>"] == "knows dates"
     with pytest.raises(GTIError, match="no new tokens"): SidModel.extend(*load_base("tiny-llama"), {})
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_class_that_keeps_its_vocabulary_size_computes_its_own_loss(labels):
+    config = transformers.Gemma2Config(vocab_size=len(load_base("tiny-llama")[1]), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    sid_model = SidModel.extend(transformers.AutoModelForCausalLM.from_config(config).eval(), load_base("tiny-llama")[1], {"<tool_1>": "adds", "<tool_2>": "divides"})
+    ids = torch.tensor([[1, 2, *sid_model.new_ids.tolist()]])
+    out = sid_model.model(ids, labels=ids if labels else None)
+    expected = torch.nn.functional.cross_entropy(out.logits[0, :-1].float(), ids[0, 1:])
+    assert out.logits.shape[-1] == sid_model.n_old + 2 and (not labels or abs(out.loss - expected) < 1e-5)

@@ -125,6 +125,7 @@ def _split_modules(model: PreTrainedModel, n_old: int, n_new: int) -> bool:
 
 def _set_vocab_size(model: PreTrainedModel, n: int) -> None:
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values(): config.vocab_size = n
+    if hasattr(model, "vocab_size"): model.vocab_size = n  # some classes keep it for their own loss
 
 def _unsplit_modules(model: PreTrainedModel, embed: nn.Module, head: nn.Module, vocab_size: int) -> None:
     "Undo `_split_modules`."
