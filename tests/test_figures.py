@@ -169,8 +169,8 @@ def test_shared_words_against_a_loop():
 def test_a_big_catalogue_makes_a_small_tree(tmp_path):
     codes = np.random.default_rng(0).integers(0, 256, (200_000, 3))
     fig = tree_figure(SemanticIds(codes), ["a title of some forty characters in length"] * len(codes))
-    assert len(fig.data[0].ids) == 501 and fig.layout.annotations[0].text.startswith("the 500 largest of ")
-    assert len(save_figure(fig, tmp_path, "tree").read_bytes()) < 300_000
+    assert len(fig.data[0].ids) == 2001 and fig.layout.annotations[0].text.startswith("the 2,000 largest of ")
+    assert len(save_figure(fig, tmp_path, "tree").read_bytes()) < 1_200_000
 
 
 def test_a_live_training_ends_as_the_figure_of_its_history():

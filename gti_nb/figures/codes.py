@@ -40,7 +40,7 @@ def _some(titles: Sequence[str], items: Sequence[int], between: str, most: int =
 def tree_figure(
     sids: SemanticIds,  # the words to draw
     titles: Sequence[str] | None = None,  # of all items, shown on hover; row numbers when None
-    most: int = 500,  # branches drawn at most, the largest first; what is left out stays blank, and the heading says so
+    most: int = 2000,  # branches drawn at most, the largest first; what is left out stays blank, and the heading says so
     title: str = "The tree of codes",
 ) -> go.Figure:
     "Sunburst of the words: a ring for each level, a sector for each code, as wide as it has items."
@@ -56,7 +56,7 @@ def tree_figure(
                      labels=[f"{sids.n_items:,} items", *(n[-1] for n in names)], values=[sids.n_items, *(len(items) for _, items in branches)],
                      hovertext=[f"{sids.n_items:,} items", *(f"{''.join(n)}: {len(items):,} items<br>{_some(titles, items, '<br>')}" for n, (_, items) in zip(names, branches))],
                      branchvalues="total", hovertemplate="%{hovertext}<extra></extra>", insidetextorientation="radial", marker=dict(line=dict(color="white", width=1)), root_color="white")
-    return fig.update_layout(width=680, margin=dict(l=16, r=16, b=16), sunburstcolorway=PALETTE[:6])
+    return fig.update_layout(width=680, margin=dict(l=16, r=16, b=16), sunburstcolorway=PALETTE[:6], uniformtext=dict(minsize=8, mode="hide"))
 
 # %% ../../nbs/69_figures.codes.ipynb #b958d9cd
 def collision_table(
