@@ -55,7 +55,7 @@ def tree_figure(
     fig.add_sunburst(ids=["all", *keys], parents=["", *(key.rpartition("/")[0] or "all" for key in keys)],
                      labels=[f"{sids.n_items:,} items", *(n[-1] for n in names)], values=[sids.n_items, *(len(items) for _, items in branches)],
                      hovertext=[f"{sids.n_items:,} items", *(f"{''.join(n)}: {len(items):,} items<br>{_some(titles, items, '<br>')}" for n, (_, items) in zip(names, branches))],
-                     branchvalues="total", hovertemplate="%{hovertext}<extra></extra>", insidetextorientation="radial", marker=dict(line=dict(color="white", width=1)), root_color="white")
+                     branchvalues="total", hovertemplate="%{hovertext}<extra></extra>", insidetextorientation="radial", marker=dict(line=dict(color="white", width=1 if len(branches) <= 200 else .2)), root_color="white")
     return fig.update_layout(width=680, margin=dict(l=16, r=16, b=16), sunburstcolorway=PALETTE[:6], uniformtext=dict(minsize=8, mode="hide"))
 
 # %% ../../nbs/69_figures.codes.ipynb #b958d9cd
