@@ -5,7 +5,7 @@ On a GPU the clock is wall time. With more than 1,000 items also: how long the t
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --beams 50 --tokens 150 --batch 8 --pairs 3
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --items 1000000 --codes 256 --levels 4
 """
-import argparse, json, re, resource, statistics, subprocess, sys, time
+import argparse, json, statistics, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import torch
@@ -14,6 +14,7 @@ from gti_nb.decode.beam import beam_search
 from gti_nb.decode.trie import SidTrie, allowed_codes
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
+from memory import peak_gb
 
 GPU = torch.cuda.is_available()
 
@@ -80,9 +81,7 @@ def against_1000_items(a: argparse.Namespace, s: SimpleNamespace) -> None:
 def peak() -> float:
     "Peak memory in GB of this process since `forget_peak`; on a GPU the device's."
     if GPU: return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    if not status.exists(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9
+    return peak_gb()
 
 def forget_peak() -> None:
     if GPU: torch.cuda.reset_peak_memory_stats()

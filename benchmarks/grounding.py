@@ -1,4 +1,4 @@
-"""CPU seconds a step of the grounding stage and of three ways that others train new rows, each through its own trainer, interleaved in one process; peak memory of each in a process of its own.
+"""CPU seconds a step of the grounding stage and of three ways that others train new rows, each through its own trainer, interleaved in one process; peak memory of each in a process of its own, ours with the prefixes of a whole epoch.
 
     OMP_NUM_THREADS=1 python benchmarks/grounding.py --model smollm2-135m --mix text_to_sid --precision fp32
 
@@ -9,8 +9,7 @@
 
 "ours" is timed on steps whose prefixes are kept already, as in all epochs but the first; `first epoch` has them computed. Peers are as fast as their defaults make them.
 """
-import argparse, json, re, statistics, subprocess, sys, tempfile, time
-from pathlib import Path
+import argparse, json, statistics, tempfile, time
 import torch
 from datasets import Dataset
 from torch import nn
@@ -23,6 +22,7 @@ from gti_nb.grounding.stage import GroundingConfig, _part, _schedule
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 from gti_nb.training import stage_flops, train_stage
+from memory import peak_gb, peak_of
 
 SHARE = {"text_to_sid": 1.0, "both": 0.5}
 
@@ -129,12 +129,6 @@ def timed_once(function) -> float:
     return time.process_time() - start
 
 
-def peak_memory(a, arm) -> float:
-    "Peak resident memory of a process that does nothing but this arm, in GB; ours with the prefixes of a whole epoch."
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", arm]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])["peak_gb"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
@@ -154,14 +148,14 @@ def main() -> None:
     if a.only:
         if a.only == "ours": a.steps = -(-len(pairs) // a.batch); _, _, schedule = prepare(a)  # a whole epoch, so that all prefixes it would keep are there
         ARMS[a.only](a, sid_model, pairs, schedule)()
-        return print(json.dumps(dict(peak_gb=int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2 ** 20)))
+        return print(json.dumps(dict(peak_gb=peak_gb())))
     runs = {name: ARMS[name](a, sid_model, pairs, schedule) for name in a.arms}
     first = runs["ours"]() / a.steps
     seconds = {name: [] for name in runs}
     for _ in range(a.pairs):
         for name, run in runs.items(): seconds[name].append(run() / a.steps)
     print(f"{a.model}, {a.data}, {a.mix}, {a.precision}, batch {a.batch}, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds a step, median of {a.pairs}")
-    memory = {} if a.no_memory else {name: peak_memory(a, name) for name in runs}
+    memory = {} if a.no_memory else {name: peak_of(name) for name in runs}
     for name in runs:
         ratio = statistics.median(x / y for x, y in zip(seconds[name], seconds["ours"]))
         print(f"{name:5s} {statistics.median(seconds[name]):8.3f} s   {ratio:6.2f} x ours" + (f"   peak {memory[name]:.2f} GB" if memory else ""))

@@ -10,7 +10,7 @@
 
 Real tokens are those of the rows without padding. Before anything is timed, the losses of one batch are compared.
 """
-import argparse, json, random, resource, statistics, subprocess, sys, tempfile, time, warnings
+import argparse, json, random, statistics, tempfile, time, warnings
 import numpy as np, torch
 from datasets import Dataset
 from transformers import PrinterCallback
@@ -22,6 +22,7 @@ from gti_nb.sft.tasks import TaskSettings, example_batches, make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 from gti_nb.training import train_stage
+from memory import peak_gb, peak_of
 
 
 def prepare(a):
@@ -85,12 +86,6 @@ def same_loss(a, sid_model, rows) -> tuple[float, float]:
         with torch.no_grad(): return trainer.compute_loss(sid_model.model, dict(batch)).item(), SFTLoss(sid_model)(rows[0])[0].item()
 
 
-def peak_memory(arm) -> float:
-    "Peak resident memory of a process that does nothing but this arm, in GB."
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", arm]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])["peak_gb"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
@@ -107,7 +102,7 @@ def main() -> None:
     sid_model, rows, windows = prepare(a)
     if a.only:
         ARMS[a.only](a, sid_model, rows, windows)()
-        return print(json.dumps(dict(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)))
+        return print(json.dumps(dict(peak_gb=peak_gb())))
     theirs, own = same_loss(a, sid_model, rows)
     print(f"loss of one batch: TRL {theirs:.6f}, ours {own:.6f}, difference {abs(theirs - own):.1e}")
     assert abs(theirs - own) < 1e-4, "the objectives differ, so nothing is compared"
@@ -117,7 +112,7 @@ def main() -> None:
         for name, run in runs.items(): seconds[name].append(run())
     tokens = {name: sum(len(e.ids) for batch in (windows if name == "one-pass" else rows) for e in batch) for name in runs}
     targets = {name: sum(int(e.scored.sum()) for batch in (windows if name == "one-pass" else rows) for e in batch) for name in runs}
-    memory = {} if a.no_memory else {name: peak_memory(name) for name in runs}
+    memory = {} if a.no_memory else {name: peak_of(name) for name in runs}
     print(f"{a.model}, {a.data}, {a.precision}, batch {a.batch}, {a.steps} steps, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds, median of {a.pairs}")
     for name in runs:
         second = statistics.median(seconds[name])

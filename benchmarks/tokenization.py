@@ -4,12 +4,13 @@
     OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans rqvae --vectors vectors.safetensors
     OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts scale --rows 1000000
 """
-import argparse, multiprocessing, resource, statistics, sys, tempfile, time
+import argparse, multiprocessing, statistics, tempfile, time
 from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
 from gti_nb.sid.kmeans import RQKMeans
+from memory import peak_gb
 
 
 def load_vectors(source: str | None) -> tuple[str, torch.Tensor]:
@@ -111,18 +112,13 @@ def scale_part(a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         process = multiprocessing.get_context("spawn").Process(target=made_up, args=(Path(folder) / "vectors", a.rows, a.width))
         process.start(); process.join()  # in a process of its own, so that its memory is not counted
-        vectors, before = np.memmap(Path(folder) / "vectors", np.float32, "r", shape=(a.rows, a.width)), peak_bytes()
+        vectors, before = np.memmap(Path(folder) / "vectors", np.float32, "r", shape=(a.rows, a.width)), peak_gb()
         start, cpu = time.perf_counter(), time.process_time()
         sids = RQKMeans(3, 256, device=a.device).fit(vectors, progress=True)
         wall, cpu, size = time.perf_counter() - start, time.process_time() - cpu, vectors.nbytes
     print(f"\n{a.rows:,} x {a.width} float32 ({size / 1e9:.2f} GB), 3 x 256 codes, device {a.device}: {cpu:.1f} s of CPU, {wall:.1f} s by the clock")
-    print(f"  peak memory {peak_bytes() / 1e9:.2f} GB, of which {before / 1e9:.2f} GB before the fit; {peak_bytes() / size:.2f} x the input (to hold: under 2)")
+    print(f"  peak memory {peak_gb():.2f} GB, of which {before:.2f} GB before the fit; {peak_gb() * 1e9 / size:.2f} x the input (to hold: under 2)")
     print(f"  residual energy {[round(e, 4) for e in sids.quality['residual_energy']]}, fitted to {sids.quality['sampled']:,} vectors")
-
-
-def peak_bytes() -> int:
-    "Peak resident memory of this process, mapped files included."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def size(text: str) -> tuple[int, int]:

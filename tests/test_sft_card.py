@@ -18,7 +18,7 @@ def extended(base="tiny-llama"): return SidModel.extend(*load_base(base), Semant
 def test_the_card_says_arm_data_metrics_settings_and_terms():
     text = model_card(extended(), base="smollm2-135m", **FACTS)
     for part in ("mean, grounded", "movielens-100k", "| recall@10 | 0.25 |", "| ndcg@10 | 0.125 |", "| steps | 9 |", EMBEDDED["smollm2-135m"].terms, EMBEDDED["movielens-100k"].terms, "item texts: CC BY 4.0"): assert part in text
-    assert ModelCard(text).data.library_name == "transformers" and ModelCard(text).data.base_model is None
+    assert ModelCard(text).data.to_dict()["library_name"] == "transformers" and ModelCard(text).data.base_model is None
     assert ModelCard(model_card(extended(), base="org/model", **FACTS)).data.base_model == "org/model"
 
 
