@@ -198,11 +198,14 @@ def _free(folder: Path, infix: str, first: int) -> Path:
 
 def _occupant(folder: Path, key: str, values: dict) -> Run | None:
     "The finished run with this key in `folder`; None when the folder is free, or has just been made so."
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return None
+    if not folder.exists() or (folder.is_dir() and all(p.name == "checkpoints" for p in folder.iterdir())): return None
     if not (folder/"run.json").exists(): raise GTIError(f"{folder}: holds files but no run; choose another out_dir")
     there = read_run(folder)
     if there.status == "running": raise GTIError(f"{folder}: process {there.record.get('pid')} on {there.record.get('host')} is working in this run folder; wait for it, or choose another out_dir")
-    if there.status != "finished": os.rename(folder, _free(folder, f".{there.status}-", 1)); return None
+    if there.status != "finished":
+        aside = _free(folder, f".{there.status}-", 1); os.rename(folder, aside)
+        if there.record.get("key") == key and (aside/"checkpoints").is_dir(): folder.mkdir(); os.rename(aside/"checkpoints", folder/"checkpoints")
+        return None
     if there.record.get("key") == key: return there
     changed = [f"{k}: {there.parameters.get(k)!r} there, {v!r} here" for k, v in values.items() if k != "out_dir" and there.parameters.get(k) != v]
     raise GTIError(f"{folder}: holds a finished run with other settings ({'; '.join(changed) or 'another version or input'}); choose another out_dir, or ask for a fresh run beside it")
