@@ -16,9 +16,10 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from gti_nb.assets import load_base
 from gti_nb.data import load_dataset
+from gti_nb.sft.batches import example_batches
 from gti_nb.sft.loss import SFTLoss
 from gti_nb.sft.stage import SFTConfig, _groups, _part
-from gti_nb.sft.tasks import TaskSettings, example_batches, make_tasks
+from gti_nb.sft.tasks import TaskSettings, make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 from gti_nb.training import train_stage

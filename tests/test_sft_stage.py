@@ -7,9 +7,10 @@ from gti_nb.core import GTIError
 from gti_nb.data import load_dataset
 from gti_nb.prompts import retrieval_head
 from gti_nb.sft.adapters import load_adapters
+from gti_nb.sft.batches import example_batches
 from gti_nb.sft.loss import SFTLoss, collate, fed_tokens, packed_rows
 from gti_nb.sft.stage import PRESETS, SFTConfig, finetune, preset
-from gti_nb.sft.tasks import Example, example_batches, make_tasks
+from gti_nb.sft.tasks import Example, make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 
@@ -334,9 +335,10 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 from gti_nb.assets import load_base
 from gti_nb.data import load_dataset
+from gti_nb.sft.batches import example_batches
 from gti_nb.sft.stage import SFTConfig, finetune
 from gti_nb.sft.loss import SFTLoss
-from gti_nb.sft.tasks import example_batches, make_tasks
+from gti_nb.sft.tasks import make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 STEPS = 7

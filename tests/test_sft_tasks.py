@@ -9,7 +9,8 @@ from gti_nb.core import GTIError
 from gti_nb.data import RecDataset, load_dataset
 from gti_nb.prompts import max_positions, retrieval_head, retrieval_prompt, row_prompts, search_prompts
 from gti_nb.queries import QueryDataset, load_queries
-from gti_nb.sft.tasks import ALIGNMENT, MIXES, TASKS, Example, TaskSettings, example_batches, make_tasks
+from gti_nb.sft.batches import example_batches
+from gti_nb.sft.tasks import ALIGNMENT, MIXES, TASKS, Example, TaskSettings, make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.vocab import SidModel
 
