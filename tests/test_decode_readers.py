@@ -1,4 +1,5 @@
 """Which way a model is read: prompts once, a tree where the mask is heeded, a cache per beam where it is not, the same scores."""
+import copy
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from gti_nb.decode import readers
 from gti_nb.decode.beam import beam_search
 from gti_nb.decode.readers import RowReader, TreeReader, _choose_reader, reading
 from gti_nb.decode.trie import SidTrie
+from gti_nb.sft.adapters import add_adapters, merge_adapters
 
 CODES = np.random.default_rng(0).integers(4, size=(30, 3))
 quiet = pytest.mark.filterwarnings("ignore:.*tree attention is not exact")
@@ -40,6 +42,26 @@ def test_both_readers_give_the_same_lists(family, objective, monkeypatch):
     rows = beam_search(sid_model, prompts, trie, beams=12, exclude=exclude, objective=objective)
     assert torch.equal(tree.items, rows.items)
     torch.testing.assert_close(tree.scores, rows.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reader", [TreeReader, RowReader])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_inside_give_the_lists_of_the_merged_model(family, reader, monkeypatch):
+    "In training mode or not, their dropout stays out of a decode."
+    sid_model, prompts = model_of(family), [[5, 6, 7], [8] * 9, [9, 10, 11]]
+    monkeypatch.setattr(readers, "_choose_reader", lambda *_: reader)
+    decode = lambda model: beam_search(model, prompts, SidTrie(model.sids), beams=10)
+    before = decode(sid_model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for p in add_adapters(sid_model, r=4, dropout=0.5): torch.nn.init.normal_(p, std=0.3)
+    merged = copy.deepcopy(sid_model)
+    merge_adapters(merged)
+    for training in (False, True):
+        sid_model.model.train(training)
+        found = decode(sid_model)
+        check_lists(found, merged, merged.merge(), prompts, 10)
+        assert sid_model.model.training == training and not torch.equal(found.items, before.items)
 
 
 @quiet

@@ -1,12 +1,14 @@
 "Fine-tuning as a stage: shapes of models, parts, packing, adapters, validation, interruptions, full disks, several processes."
-import os, resource, signal, subprocess, sys
+import copy, os, resource, signal, subprocess, sys
 import numpy as np, pytest, safetensors.torch, torch
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data import load_dataset
-from gti_nb.prompts import retrieval_head
-from gti_nb.sft.adapters import load_adapters
+from gti_nb.decode.beam import beam_search
+from gti_nb.decode.trie import SidTrie
+from gti_nb.prompts import retrieval_head, retrieval_prompt
+from gti_nb.sft.adapters import load_adapters, merge_adapters
 from gti_nb.sft.batches import example_batches
 from gti_nb.sft.loss import SFTLoss, collate, fed_tokens, packed_rows
 from gti_nb.sft.stage import PRESETS, SFTConfig, finetune, preset
@@ -220,6 +222,26 @@ def test_half_precision_weights_are_not_trained_whole(split):
     with pytest.raises(GTIError, match="must be fp32"): finetune(sid_model, split, config(), progress=False)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_decode_while_adapters_train_is_that_of_the_merged_model(name, split):
+    "The look is taken without the adapters' dropout, which is on again in the next step."
+    sid_model, looks, dropping = shaped(name), [], []
+    trie, prompts, gone = SidTrie(SIDS), [retrieval_prompt(sid_model, split.history(u, "valid")) for u in range(8)], [split.past(u, "valid") for u in range(8)]
+    def validate():
+        found, merged = beam_search(sid_model, prompts, trie, 10, gone), copy.deepcopy(sid_model)
+        merge_adapters(merged)
+        assert any("lora_A" in n for n, _ in sid_model.model.named_parameters()) and not any("lora" in n for n, _ in merged.model.named_parameters())
+        looks.append((found, beam_search(merged, prompts, trie, 10, gone)))
+        return {"score": found.scores[:, 0].mean().item()}
+    class Dropping(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kw): dropping.append(all(m.training for n, m in sid_model.model.named_modules() if "lora_dropout" in n))
+    finetune(sid_model, split, config(steps=6, eval_steps=2, mode="lora", lora_dropout=0.5, learning_rate=2e-2), validate=validate, callbacks=[Dropping()], progress=False)
+    for found, merged in looks:
+        assert torch.equal(found.items, merged.items)
+        torch.testing.assert_close(found.scores, merged.scores, atol=1e-4, rtol=0)
+    assert len(looks) == 3 and dropping == [True] * 6 and not torch.equal(looks[0][0].items, looks[2][0].items)
+
+
 # ---- validation
 
 def test_the_best_weights_stay_and_the_stage_ends_early(split):
@@ -252,7 +274,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_move(split):
         def on_step_begin(self, args, state, control, **kw):
             if state.global_step == 2: sid_model.backbone_parameters()[0].register_hook(lambda g: g * float("nan")); self.before = weights(sid_model)
     spoil = Spoil()
-    with pytest.raises(GTIError, match="step 2, next_item: a gradient is not a number"): finetune(sid_model, split, config(), callbacks=[spoil], progress=False)
+    with pytest.raises(GTIError, match="step 2, retrieval: a gradient is not a number"): finetune(sid_model, split, config(), callbacks=[spoil], progress=False)
     assert all(torch.equal(p, spoil.before[n]) for n, p in weights(sid_model).items())
 
 
@@ -260,7 +282,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(split, tmp_pat
     class Spoil(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, **kw):
             if state.global_step == 3: next(iter(model.parameters())).data.fill_(float("nan"))
-    with pytest.raises(GTIError, match="step 3, next_item: the loss is nan"): finetune(shaped("llama"), split, config(save_steps=1), out_dir=tmp_path, callbacks=[Spoil()], progress=False)
+    with pytest.raises(GTIError, match="step 3, retrieval: the loss is nan"): finetune(shaped("llama"), split, config(save_steps=1), out_dir=tmp_path, callbacks=[Spoil()], progress=False)
     whole, resumed = shaped("llama"), shaped("llama")
     finetune(whole, split, config(save_steps=1), progress=False)
     result = finetune(resumed, split, config(save_steps=1), out_dir=tmp_path, progress=False)
@@ -278,6 +300,20 @@ def test_a_full_disk_is_said_and_costs_no_checkpoint(split, tmp_path):
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(p.name for p in (tmp_path/"checkpoints").iterdir()) == ["step-000001", "step-000002"]
     assert finetune(shaped("llama"), split, config(save_steps=1), out_dir=tmp_path, progress=False).resumed == [dict(step=2, exact=True)]
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_disk_that_is_full_at_the_end_costs_no_step(mode, split, tmp_path):
+    "The last checkpoint is there, the rows are not; the next call goes on from it."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    class Fill(TrainerCallback):
+        def on_train_end(self, args, state, control, **kw): resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(GTIError, match="larger than this process may write"): finetune(shaped("llama"), split, config(save_steps=2, mode=mode), out_dir=tmp_path, callbacks=[Fill()], progress=False)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+    assert finetune(shaped("llama"), split, config(save_steps=2, mode=mode), out_dir=tmp_path, progress=False).resumed == [dict(step=4, exact=True)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "sft.safetensors"][mode == "full":]
 
 
 def test_no_space_left_is_said(split, tmp_path):
@@ -420,11 +456,11 @@ SHARDED = """
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from gti_nb.sft.stage import WindowBatches, _part
+from gti_nb.sft.stage import _batches, _part
 def learn(sharded):
     sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
     sid_model.train_only(backbone=True)
-    loss, batches, mesh = SFTLoss(sid_model), WindowBatches(sid_model, toy.leave_one_out(), SFTConfig(steps=4, batch_size=4, window=5)), init_device_mesh("cpu", (2,))
+    loss, batches, mesh = SFTLoss(sid_model), _batches(sid_model, toy.leave_one_out(), SFTConfig(steps=4, batch_size=4, window=5)), init_device_mesh("cpu", (2,))
     if sharded:
         for layer in sid_model.backbone.layers: fully_shard(layer, mesh=mesh)
         fully_shard(loss, mesh=mesh)

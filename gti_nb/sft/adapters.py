@@ -81,6 +81,7 @@ def add_adapters(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, sid_model.model)
+    sid_model.model.train(sid_model.model.training)  # what PEFT puts in is in training mode, dropout and all
     sid_model.train_only(backbone=False)
     matrices = [p for name, p in sid_model.model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
     for p in matrices: p.data = p.data.float(); p.requires_grad_(True)
