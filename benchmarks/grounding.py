@@ -1,4 +1,4 @@
-"""CPU seconds a step of the grounding stage and of three ways that others train new rows, each through its own trainer, interleaved in one process; peak memory of each in a process of its own, ours with the prefixes of a whole epoch.
+"""CPU seconds a step of the grounding stage and of three ways that others train new rows, each through its own trainer, interleaved in one process; peak memory of each in a process of its own.
 
     OMP_NUM_THREADS=1 python benchmarks/grounding.py --model smollm2-135m --mix text_to_sid --precision fp32
 
@@ -139,14 +139,13 @@ def main() -> None:
     parser.add_argument("--templates", nargs="+", default=["text_to_sid", "sid_to_title"])
     for name, value, text in [("batch", 32, "pairs a step"), ("steps", 2, "steps of a timed run"), ("pairs", 3, "timed runs of each arm"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level")]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--cache", type=float, default=2e9, help="bytes for frozen prefixes (default 2e9, as GroundingConfig)")
+    parser.add_argument("--cache", type=float, default=2e9, help="bytes of the file for frozen prefixes (default 2e9, as GroundingConfig)")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[a.precision]
     sid_model, pairs, schedule = prepare(a)
     if a.only:
-        if a.only == "ours": a.steps = -(-len(pairs) // a.batch); _, _, schedule = prepare(a)  # a whole epoch, so that all prefixes it would keep are there
         ARMS[a.only](a, sid_model, pairs, schedule)()
         return print(json.dumps(dict(peak_gb=peak_gb())))
     runs = {name: ARMS[name](a, sid_model, pairs, schedule) for name in a.arms}

@@ -6,8 +6,9 @@
 __all__ = ['encode_pairs', 'Frozen', 'PrefixCache', 'GroundingLoss', 'reference_loss']
 
 # %% ../../nbs/33_grounding.loss.ipynb #07eaf1fe
+import errno, tempfile, warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 import pandas as pd
 import torch, torch.nn.functional as F
@@ -60,16 +61,36 @@ class Frozen:
 
     def bytes(self) -> int: return sum(t.numel() * t.element_size() for t in (self.kv, self.hidden, self.old_lse))
 
-# %% ../../nbs/33_grounding.loss.ipynb #2757db51
+
+class _File:
+    "Tensors in a temporary file without a name."
+    def __init__(self): self.file = tempfile.TemporaryFile(buffering=0)
+
+    def write(self, tensor: torch.Tensor) -> tuple[int, torch.Size, torch.dtype]:
+        "Append; returns what `read` takes."
+        start, left = self.file.seek(0, 2), memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        while len(left): left = left[self.file.write(left):]
+        return start, tensor.shape, tensor.dtype
+
+    def read(self, place: tuple[int, torch.Size, torch.dtype]) -> torch.Tensor:
+        start, shape, dtype = place
+        tensor = torch.empty(shape, dtype=dtype)
+        left = memoryview(tensor.flatten().view(torch.uint8).numpy())
+        self.file.seek(start)
+        while len(left): left = left[self.file.readinto(left):]
+        return tensor
+
+# %% ../../nbs/33_grounding.loss.ipynb #9aebea95
 class PrefixCache:
     "Keys, values and last hidden states of prompts that hold no new token, computed without gradient."
     def __init__(
         self,
         sid_model: SidModel,
         model: nn.Module,  # the model to run, weights frozen
-        budget: float = 2e9,  # bytes to keep at most
+        budget: float = 2e9,  # bytes to keep at most: of a temporary file, or of the GPU's memory
     ):
         self.sid_model, self.model, self.budget = sid_model, model, budget
+        self.file = _File() if model.device.type == "cpu" else None
         self.fixed, self.kept, self.group_of, self.bytes, self.computed_tokens = {}, {}, {}, 0, 0
 
     @torch.no_grad()
@@ -78,7 +99,12 @@ class PrefixCache:
         cache = _past(before)
         start, self.computed_tokens = cache.get_seq_length(), self.computed_tokens + ids.numel()
         hidden = self.model.base_model(input_ids=ids.to(self.model.device), past_key_values=cache, use_cache=True).last_hidden_state
-        return torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])[..., start:, :], hidden
+        first = cache.layers[0].keys[..., start:, :]
+        kv = first.new_empty(len(cache.layers), 2, *first.shape)
+        for out, layer in zip(kv, cache.layers):
+            out[0], out[1] = layer.keys[..., start:, :], layer.values[..., start:, :]
+            layer.keys = layer.values = None  # one copy at a time
+        return kv, hidden
 
     @torch.no_grad()
     def _old_lse(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -98,14 +124,29 @@ class PrefixCache:
         before = self.shared(fixed).kv[:, :, None].expand(-1, -1, len(texts), -1, -1, -1)
         kv, hidden = self._run(_pad([list(t) for t in texts]), before)
         last = torch.stack([hidden[b, len(t) - 1] for b, t in enumerate(texts)])
-        return {t: Frozen(kv[:, :, b, :, :len(t)].clone(), last[b], lse) for (b, t), lse in zip(enumerate(texts), self._old_lse(last))}
+        return {t: Frozen(kv[:, :, b, :, :len(t)], last[b], lse) for (b, t), lse in zip(enumerate(texts), self._old_lse(last))}
 
-# %% ../../nbs/33_grounding.loss.ipynb #9aebea95
+    def _keep(self, key: tuple, state: Frozen) -> None:
+        "Keep a state, if it fits the budget and the disk."
+        if key in self.kept or self.bytes + state.bytes() > self.budget: return
+        try: kv = state.kv.clone() if self.file is None else self.file.write(state.kv)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+            warnings.warn(f"{tempfile.gettempdir()}: no room for more frozen prompts after {self.bytes / 1e6:.0f} MB, the others are computed anew, which takes longer; make room, or set TMPDIR to another folder")
+            self.budget = self.bytes; return
+        self.kept[key], self.bytes = replace(state, kv=kv), self.bytes + state.bytes()
+
+    def _take(self, key: tuple) -> Frozen:
+        "A state that was kept."
+        state = self.kept[key]
+        return state if self.file is None else replace(state, kv=self.file.read(state.kv))
+
+# %% ../../nbs/33_grounding.loss.ipynb #3d150c96
 @patch
 def plan(
     self: PrefixCache,
     prefixes: Iterable[tuple[tuple[int, ...], tuple[int, ...]]],  # template's beginning and the item's own text, as many times as they will be met
-    group_tokens: int = 2048,  # tokens computed together at most
+    group_tokens: int = 1024,  # tokens computed together at most
 ) -> None:
     "Decide which texts to keep, within the budget, and which to compute together."
     met = Counter(prefixes)
@@ -124,11 +165,10 @@ def own(
 ) -> list[Frozen]:  # one per text
     "What is known of the prompts, kept or computed."
     for group in {id(g): g for t in texts if (fixed, t) not in self.kept and (g := self.group_of.get((fixed, t)))}.values():
-        for text, state in self._compute(fixed, group).items():
-            if self.bytes + state.bytes() <= self.budget: self.kept[fixed, text], self.bytes = state, self.bytes + state.bytes()
+        for text, state in self._compute(fixed, group).items(): self._keep((fixed, text), state)
     missing = sorted({t for t in texts if (fixed, t) not in self.kept}, key=lambda t: (len(t), t))
     fresh = self._compute(fixed, missing) if missing else {}
-    return [fresh.get(t) or self.kept[fixed, t] for t in texts]
+    return [fresh.get(t) or self._take((fixed, t)) for t in texts]
 
 # %% ../../nbs/33_grounding.loss.ipynb #e953944d
 def _attend_in_fp32(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **settings) -> tuple[torch.Tensor, None]:
@@ -139,27 +179,64 @@ def _attend_in_fp32(module: nn.Module, query: torch.Tensor, key: torch.Tensor, v
 AttentionInterface.register("sdpa_fp32", _attend_in_fp32); AttentionMaskInterface.register("sdpa_fp32", sdpa_mask)
 
 # %% ../../nbs/33_grounding.loss.ipynb #fd026102
+class _Known(torch.autograd.Function):
+    "A loss whose gradients are known already."
+    @staticmethod
+    def forward(ctx, loss, gradients, *parameters):
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad): return None, None, *(g * grad for g in ctx.gradients)
+
+
+def _in_parts(loss: Callable[[slice], torch.Tensor], parts: list[slice], parameters: list[nn.Parameter]) -> torch.Tensor:
+    "The sum of the losses of all parts; its gradient reaches `parameters` and nothing else."
+    parameters = [p for p in parameters if p.requires_grad]
+    if not torch.is_grad_enabled() or not parameters: return sum(loss(part) for part in parts)
+    total, gradients = 0.0, [torch.zeros_like(p) for p in parameters]
+    for part in parts:
+        one = loss(part)
+        for known, g in zip(gradients, torch.autograd.grad(one, parameters, allow_unused=True)):
+            if g is not None: known += g
+        total = total + one.detach()
+    return _Known.apply(total, gradients, *parameters)
+
+# %% ../../nbs/33_grounding.loss.ipynb #2ab07e0d
 class GroundingLoss(nn.Module):
     "Mean loss of a batch of encoded pairs as a function of the new rows alone."
     def __init__(
         self,
         sid_model: SidModel,
         model: nn.Module | None = None,  # the model to run: `sid_model.model` (None) or its bf16 twin
-        cache_bytes: float = 2e9,  # memory for the states of item texts
+        cache_bytes: float = 2e9,  # room for the states of item texts, in a temporary file or in the GPU's memory
     ):
         super().__init__()
         self.model = sid_model.model if model is None else model
         if self.model is not sid_model.model and self.model.device.type == "cpu" and self.model.config._attn_implementation == "sdpa": self.model.set_attn_implementation("sdpa_fp32")
         self.__dict__["sid_model"] = sid_model  # not a submodule
         self.prefixes = PrefixCache(sid_model, self.model, cache_bytes)
+        self.part_tokens = 256 if self.model.device.type == "cpu" else 8192  # fed at a time; what a CPU needs to be busy, and what a GPU does
 
     def train(self, mode: bool = True): return super().train(False)  # dropout would make the frozen prefix wrong
 
     def forward(self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], fixed: int = 1) -> torch.Tensor:
         "Token ids of prefixes, whose first `fixed` are the same, and of rests, whose last `n_targets` are targets."
-        start, device = tuple(prefix[0][:fixed]), self.model.device
-        texts = [tuple(p[fixed:]) for p in prefix]
-        shared = self.prefixes.shared(start)
+        start, texts = tuple(prefix[0][:fixed]), [tuple(p[fixed:]) for p in prefix]
+        part = lambda rows: self._sum(start, texts[rows], rest[rows], n_targets[rows])
+        return _in_parts(part, self._parts(texts, rest), self.sid_model.new_parameters()) / sum(n_targets)
+
+    def _parts(self, texts: list[tuple[int, ...]], rest: list[list[int]]) -> list[slice]:
+        "Cut a batch so that no part feeds too many tokens; eight of the past take the room of one that is fed."
+        parts, first, most = [], 0, 0
+        for row, cost in enumerate(len(r) + len(t) // 8 for t, r in zip(texts, rest)):
+            if row > first and (row + 1 - first) * max(most, cost) > self.part_tokens: parts.append(slice(first, row)); first, most = row, 0
+            most = max(most, cost)
+        return [*parts, slice(first, len(rest))]
+
+    def _sum(self, start: tuple[int, ...], texts: list[tuple[int, ...]], rest: list[list[int]], n_targets: list[int]) -> torch.Tensor:
+        "Sum of the losses of all targets."
+        shared, device = self.prefixes.shared(start), self.model.device
         states = self.prefixes.own(start, texts) if any(texts) else [replace(shared, kv=shared.kv[..., :0, :])] * len(texts)
         ids = _pad(rest).to(device)
         lengths, targets = torch.tensor([len(r) for r in rest], device=device)[:, None], torch.tensor(n_targets, device=device)[:, None]
@@ -169,7 +246,7 @@ class GroundingLoss(nn.Module):
         if scored[:, 1:].any():
             hidden = self._rest(shared.kv, [s.kv for s in states], ids[:, :-1])[scored[:, 1:]]
             total = total + target_loss(self.sid_model, self.model.get_output_embeddings(), hidden, ids[:, 1:][scored[:, 1:]]) * len(hidden)
-        return total / sum(n_targets)
+        return total
 
     def _first(self, states: list[Frozen], ids: torch.Tensor) -> torch.Tensor:
         "Sum of the losses of the first codes [n]: the old rows' part of the normalizer is known."

@@ -34,7 +34,7 @@ class GroundingConfig:
     share_text_to_sid: float = 0.8  # share of steps in this direction, 0 to 1; it is the cheap one
     template_weights: dict[str, float] | None = None  # template -> weight among those of its direction; None weighs them alike
     max_text_tokens: int = 128  # item text is cut to so many tokens
-    cache_bytes: float = 2e9  # memory for the states of frozen prompts; 0 computes them anew each time
+    cache_bytes: float = 2e9  # room for the states of frozen prompts, in a temporary file or in the GPU's memory; 0 computes them anew each time
     precision: str = "auto"  # of the frozen model: "auto", "bf16" or "fp32"; the new rows are always fp32
     eval_steps: int = 0  # steps between two looks at the held-out pairs; 0 looks before and after only
     early_stopping_patience: int = 0  # looks without a lower held-out loss before the stage ends with its best rows; 0 never ends early
