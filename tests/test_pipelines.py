@@ -1,9 +1,10 @@
 "The pipelines on tiny settings, through real papermill and a real kernel."
-import json, subprocess, sys
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, numpy as np, pandas as pd, pytest
 from safetensors import safe_open
 from gti_nb.runs.folder import find_runs, read_run, runs
+from gti_nb.sft.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -97,6 +98,66 @@ def test_plain_papermill(tmp_path):
 
 def gti(*words):
     return subprocess.run([str(BIN/"gti"), *map(str, words)], capture_output=True, text=True)
+
+
+TINY = ["-p", "base", "tiny-llama", "-p", "precision", "fp32", "-p", "device", "cpu", "-p", "sft_batch", 4]
+
+
+def test_search_from_queries_to_metrics(tmp_path):
+    from gti_nb.queries import load_queries
+    wishes = load_queries("toy"); wishes.save(tmp_path/"data")
+    made = gti("run", "tokenize", "-p", "data", tmp_path/"data", "-p", "levels", 2, "-p", "codes", 8, "--out-dir", tmp_path/"tokens")
+    assert made.returncode == 0, made.stderr[-2000:]
+    ran = gti("run", "train", *TINY, "-p", "tokens_dir", tmp_path/"tokens", "-p", "ground_steps", 3, "-p", "sft_steps", 4, "-p", "eval_steps", 2, "-p", "exact_users", 3, "--out-dir", tmp_path/"out")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    run = read_run(tmp_path/"out")
+    assert {"recall@1", "recall@5", "precision@1", "ndcg@10"} <= set(run.metrics["metrics"]) and run.metrics["metrics"]["users"] == len(wishes.rows("test"))
+    assert [point["step"] for point in run.metrics["validation"]["curve"]] == [2, 4] and run.metrics["lists"]["invalid"] == run.metrics["lists"]["duplicates"] == 0
+    assert [row["k"] for row in run.metrics["agreement"]] == [1, 5, 10] and not (run.folder/"checkpoints").exists()
+    assert list(run.per_user().index) == sorted(wishes.rows("test")) and not (run.folder/"per_user_sid.parquet").exists()
+
+
+def test_tasks_and_presets(tmp_path):
+    ran = gti("run", "train", *TINY, "-p", "sft_preset", "lcrec", "-p", "sft_steps", 3, "-p", "measures", "[recall, mrr]", "-p", "ks", "[3]", "-p", "save_model", "true", "--out-dir", tmp_path/"out")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    run = read_run(tmp_path/"out")
+    assert set(run.metrics["metrics"]) == {"recall@3", "mrr@3", "users"} and set(run.metrics["sid_metrics"]) >= {"sid_recall@3", "level1@3"}
+    tasks = {task for record in json.loads((run.folder/"losses.json").read_text()) for task in record.get("tasks", {record["direction"]: 0})}
+    assert 2 <= len(tasks) <= 7 and tasks <= set(TASKS) and "arXiv 2604.02324" in (run.folder/"model"/"README.md").read_text()
+    assert {row["by"] for row in run.metrics["slices"]} == {"popularity", "history"}
+
+
+@pytest.mark.parametrize("settings, message", [(("sft_tasks", "[retrieval, search]"), "search: needs queries"), (("sft_options", "{packng: 4}"), "did you mean 'packing'"), (("sft_mode", "qlora"), "needs a CUDA GPU"),
+                                              (("sft_tasks", "[item2index]", "sft_weights", "{retrieval: 1}"), "weights: task"), (("sft_tasks", "[retreival]"), "did you mean 'retrieval'"), (("eval_patience", 2), "set eval_steps too")])
+def test_settings_that_do_not_fit_are_refused_before_any_training(tmp_path, settings, message):
+    ran = gti("run", "train", *TINY, *(x for name, value in zip(settings[::2], settings[1::2]) for x in ("-p", name, value)), "-p", "ground_steps", 3, "--out-dir", tmp_path/"out")
+    assert ran.returncode == 1 and message in ran.stderr, ran.stderr[-2000:]
+    assert not (tmp_path/"out"/"rows").exists()
+
+
+def test_a_killed_training_goes_on_where_it_was(tmp_path):
+    rows = lambda folder: safe_open(folder/"rows"/"sft.safetensors", "np").get_tensor("rows")
+    words = ["run", "train", *TINY, "-p", "ground_steps", 4, "-p", "sft_steps", 60, "-p", "save_steps", 5, "--out-dir"]
+    one_thread = dict(os.environ, OMP_NUM_THREADS="1")
+    whole = subprocess.run([str(BIN/"gti"), *map(str, words), str(tmp_path/"whole")], capture_output=True, text=True, env=one_thread)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    victim = subprocess.Popen([str(BIN/"gti"), *map(str, words), str(tmp_path/"killed")], stderr=subprocess.DEVNULL, env=one_thread, start_new_session=True)
+    kept, end = tmp_path/"killed"/"checkpoints"/"sft"/"checkpoints", time.monotonic() + 120
+    while not list(kept.glob("step-*")): assert victim.poll() is None and time.monotonic() < end; time.sleep(.02)
+    kernels = [int(p.name) for p in Path("/proc").glob("[0-9]*") if _parent(p) == victim.pid]
+    for pid in [victim.pid, *kernels]: os.kill(pid, signal.SIGKILL)
+    victim.wait()
+    assert list(kept.glob("step-*")) and read_run(tmp_path/"killed").status == "crashed"
+    again = subprocess.run([str(BIN/"gti"), *map(str, words), str(tmp_path/"killed")], capture_output=True, text=True, env=one_thread)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert (rows(tmp_path/"whole") == rows(tmp_path/"killed")).all() and read_run(tmp_path/"killed").metrics["metrics"] == read_run(tmp_path/"whole").metrics["metrics"]
+    assert read_run(tmp_path/"killed").metrics["resumed"] and not read_run(tmp_path/"whole").metrics["resumed"]
+
+
+def _parent(process: Path) -> int | None:
+    "The parent of a process in /proc; None when it is gone."
+    try: return int(process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError: return None
 
 
 def test_quantizers_are_ranked_and_kept(tmp_path):

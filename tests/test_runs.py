@@ -93,6 +93,17 @@ def test_a_failed_run_is_kept_aside(tmp_path):
     assert [read_run(tmp_path/f"out.failed-{n}").status for n in (1, 2)] == ["failed", "failed"]
 
 
+def test_checkpoints_go_on_to_the_next_attempt_at_the_same_run(tmp_path):
+    path = notebook(tmp_path, "from pathlib import Path; kept = Path(out_dir)/'checkpoints'; kept.mkdir(exist_ok=True); (kept/str(len(list(kept.iterdir())))).touch()", "assert (kept/'1').exists()")
+    with pytest.raises(GTIError, match="AssertionError"): run(path, out_dir=tmp_path/"out", quiet=True)
+    assert (tmp_path/"out"/"checkpoints"/"0").exists()
+    assert run(path, out_dir=tmp_path/"out", quiet=True).status == "finished"
+    assert not (tmp_path/"out.failed-1"/"checkpoints").exists() and len(list((tmp_path/"out"/"checkpoints").iterdir())) == 2
+    with pytest.raises(GTIError, match="AssertionError"): run(path, {"steps": 4}, tmp_path/"other", quiet=True)
+    with pytest.raises(GTIError, match="AssertionError"): run(path, {"steps": 5}, tmp_path/"other", quiet=True)  # another run finds nothing of it
+    assert (tmp_path/"other.failed-1"/"checkpoints"/"0").exists()
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_can_be_repeated(tmp_path, sign):
     path, folder = sleeper(tmp_path), tmp_path/"out"
