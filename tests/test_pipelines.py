@@ -63,10 +63,12 @@ def test_the_report_holds_tables_and_live_figures(done):
     page = (report/"report.html").read_text()
     assert page.count("Plotly.newPlot(") >= 6 and "transitions" in page and "Traceback" not in page
     table = pd.read_csv(report/"metrics.csv", index_col="arm")
-    assert list(table.index) == ["mean", "gti", "popularity", "transitions"] and (table.users == 30).all()
-    assert {"metrics", "loss-sft", "spectrum", "cosines", "spread"} <= {p.stem for p in (report/"figures").glob("*.html")}
+    assert list(table.index) == ["mean", "gti", "popularity", "repeat-last", "transitions", "item-knn", "text-knn"] and (table.users == 30).all()
+    assert list(pd.read_csv(report/"sids.csv", index_col="arm").index) == ["mean", "gti"] and (pd.read_csv(report/"lists.csv").duplicates == 0).all() and {"popularity", "history"} == set(pd.read_csv(report/"slices.csv").by)
+    assert set(pd.read_csv(report/"grounding_quality.csv").asked) == {"held out", "trained", "chance"}
+    assert {"metrics", "intervals", "loss-sft", "spectrum", "cosines", "spread"} <= {p.stem for p in (report/"figures").glob("*.html")}
     results = json.loads((report/"results.json").read_text())
-    assert len(results["metrics"]) == 4 and {r["arm"] for r in results["comparison"]} == {"mean", "gti"}
+    assert len(results["metrics"]) == 7 and len(results["sids"]) == 2 and {r["arm"] for r in results["comparison"]} == {"mean", "gti"}
 
 
 def test_a_second_call_reuses_everything(done):
@@ -115,6 +117,9 @@ def test_search_from_queries_to_metrics(tmp_path):
     assert [point["step"] for point in run.metrics["validation"]["curve"]] == [2, 4] and run.metrics["lists"]["invalid"] == run.metrics["lists"]["duplicates"] == 0
     assert [row["k"] for row in run.metrics["agreement"]] == [1, 5, 10] and not (run.folder/"checkpoints").exists()
     assert list(run.per_user().index) == sorted(wishes.rows("test")) and not (run.folder/"per_user_sid.parquet").exists()
+    told = gti("run", "report", "-p", "runs", f"[{tmp_path/'out'}]", "--out-dir", tmp_path/"report")
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert list(pd.read_csv(tmp_path/"report"/"metrics.csv").arm) == ["mean+ground3", "tf-idf", "tf-idf, asked"] and (tmp_path/"report"/"figures"/"validation.html").exists()
 
 
 def test_tasks_and_presets(tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'METRICS', 'loss_figure', 'metric_figure', 'relative_gain', 'gain_figure', 'interval_figure',
-           'codes_figure']
+           'curve_figure', 'codes_figure']
 
 # %% ../../nbs/68_figures.results.ipynb #a2d30749
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ..core import GTIError, check_choice
 from .style import PALETTE, REFERENCES, arm_colours, need_columns, panels, place, shown
 
 # %% ../../nbs/68_figures.results.ipynb #4e1f81e9
-DIRECTIONS = {"text_to_sid": "text → SID", "sid_to_text": "SID → text", "next_item": "next item"}
+DIRECTIONS = {"text_to_sid": "text → SID", "sid_to_text": "SID → text", "next_item": "next item", "retrieval": "next item", "retrieval_rows": "next item", "mixed": "mixed tasks"}
 
 
 def loss_figure(
@@ -158,6 +158,23 @@ def _interval_dots(fig, part, arm, colour, legend, where):
     symbols = np.where(part.p_holm < .05, "circle", "circle-open")
     fig.add_scatter(x=part.k, y=part.gain, error_y=bars, mode="markers", marker=dict(color=colour, size=8, symbol=symbols), name=shown(arm), legendgroup=arm, offsetgroup=arm,
                     showlegend=legend, customdata=part[["low", "high", "p_holm"]], hovertemplate="K = %{x}: %{y:+.1%} (%{customdata[0]:+.0%} to %{customdata[1]:+.0%}), Holm p %{customdata[2]:.3f}<extra>" + shown(arm) + "</extra>", **where)
+
+# %% ../../nbs/68_figures.results.ipynb #1da502d6
+def curve_figure(
+    frame: pd.DataFrame,  # line (the name of a curve), x, value; seed where there are several
+    title: str,
+    x_title: str,
+    y_title: str,
+    colours: Mapping[str, str] | None = None,  # of the lines; by name order when None
+) -> go.Figure:
+    "Value against x, a line for each name: the mean of the seeds, which are dots."
+    need_columns(frame, ["line", "x", "value"])
+    colours, fig = arm_colours(frame.line) | dict(colours or {}), panels([""], title)
+    for line, part in frame.groupby("line", sort=False):
+        mean, style = part.groupby("x").value.mean(), dict(legendgroup=line, line_color=colours[line], hovertemplate=f"{x_title} %{{x}}: %{{y:.4f}}<extra>{shown(line)}</extra>")
+        fig.add_scatter(x=mean.index, y=mean.to_numpy(), mode="lines+markers", name=shown(line), **style)
+        if part.groupby("x").size().max() > 1: fig.add_scatter(x=part.x, y=part.value, mode="markers", marker=dict(color="white", size=6, line=dict(color=colours[line], width=1)), showlegend=False, **style)
+    return fig.update_xaxes(title=x_title).update_yaxes(title=y_title, rangemode="tozero")
 
 # %% ../../nbs/68_figures.results.ipynb #7552f425
 def codes_figure(

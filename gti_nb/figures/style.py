@@ -21,7 +21,8 @@ from ..core import GTIError, write_atomic
 
 # %% ../../nbs/65_figures.style.ipynb #5ad85fda
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-REFERENCES = {"pretrained": "#555555", "random": "#A6A6A6", "popularity": "#A6A6A6", "transitions": "#555555"}
+REFERENCES = {"pretrained": "#555555", "random": "#A6A6A6", "popularity": "#C4C4C4", "repeat-last": "#B0B0B0", "transitions": "#555555", "item-knn": "#787878", "text-knn": "#999999", "sasrec": "#333333",
+              "tf-idf": "#C4C4C4", "tf-idf, asked": "#787878"}
 STAGES = {"init": "at initialization", "grounded": "after grounding", "grounded_full": "after the second stage", "sft": "after fine-tuning"}
 
 
