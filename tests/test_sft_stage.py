@@ -8,7 +8,7 @@ from gti_nb.data import load_dataset
 from gti_nb.decode.beam import beam_search
 from gti_nb.decode.trie import SidTrie
 from gti_nb.prompts import retrieval_head, retrieval_prompt
-from gti_nb.sft.adapters import load_adapters, merge_adapters
+from gti_nb.sft.adapters import add_adapters, load_adapters, merge_adapters
 from gti_nb.sft.batches import example_batches
 from gti_nb.sft.loss import SFTLoss, collate, fed_tokens, packed_rows
 from gti_nb.sft.stage import PRESETS, SFTConfig, finetune, preset
@@ -194,6 +194,14 @@ def test_peft_reads_the_adapter_folder(split, tmp_path):
     plain.load_rows(tmp_path/"sft.safetensors")
     theirs, ids = PeftModel.from_pretrained(plain.merge(), tmp_path/"adapter"), torch.arange(12)[None]
     torch.testing.assert_close(theirs(ids).logits, sid_model.model(ids).logits, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_with_adapters_inside_is_not_merged():
+    sid_model = shaped("llama")
+    add_adapters(sid_model)
+    with pytest.raises(GTIError, match="merge_adapters"): sid_model.merge()
+    merge_adapters(sid_model)
+    assert not getattr(sid_model.merge(), "peft_config", None)
 
 
 def test_a_failing_lora_run_takes_its_adapters_out(split):

@@ -21,7 +21,7 @@ DIRECTIONS = {"text_to_sid": "text → SID", "sid_to_text": "SID → text", "nex
 
 
 def loss_figure(
-    frame: pd.DataFrame,  # arm, step, loss; seed and direction where there are several
+    frame: pd.DataFrame,  # arm, step, loss; seed and direction where there are several, tasks (name -> loss) of mixed batches
     smooth: int = 1,  # logged points in the running mean; 1 shows the losses as they are
     title: str = "Training loss",
     colours: Mapping[str, str] | None = None,  # of all arms of the study; by name order when None
@@ -29,7 +29,7 @@ def loss_figure(
     "Loss against step by direction and arm: seeds faint, their mean bold."
     need_columns(frame, ["arm", "step", "loss"])
     if smooth < 1: raise GTIError(f"smooth: got {smooth}, allowed: 1 or more logged points")
-    frame = frame.assign(**{c: v for c, v in {"seed": 0, "direction": "loss"}.items() if c not in frame})
+    frame = _task_by_task(frame.assign(**{c: v for c, v in {"seed": 0, "direction": "loss"}.items() if c not in frame}))
     colours, directions = arm_colours(frame.arm) | dict(colours or {}), list(dict.fromkeys(frame.direction))
     fig, named = panels([DIRECTIONS.get(d, d) for d in directions], title), set()
     for i, direction in enumerate(directions):
@@ -43,6 +43,13 @@ def loss_figure(
             named.add(arm)
         fig.update_xaxes(title="step", **where)
     return fig.update_yaxes(title="loss (nats a token)", col=1)
+
+
+def _task_by_task(frame: pd.DataFrame) -> pd.DataFrame:
+    "A line for each task of a mixed batch."
+    if "tasks" not in frame or "mixed" not in set(frame.direction): return frame
+    rows = frame.to_dict("records")
+    return pd.DataFrame([r | part for r in rows for part in ([dict(direction=t, loss=v) for t, v in r["tasks"].items()] if r["direction"] == "mixed" else [{}])])
 
 
 def _line(fig, series, own, style, where): fig.add_scatter(x=series.index, y=series.to_numpy(), **own, **style, **where)

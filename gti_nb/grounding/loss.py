@@ -146,7 +146,7 @@ class PrefixCache:
 def plan(
     self: PrefixCache,
     prefixes: Iterable[tuple[tuple[int, ...], tuple[int, ...]]],  # template's beginning and the item's own text, as many times as they will be met
-    group_tokens: int = 1024,  # tokens computed together at most
+    group_tokens: int = 512,  # tokens computed together at most
 ) -> None:
     "Decide which texts to keep, within the budget, and which to compute together."
     met = Counter(prefixes)
@@ -216,7 +216,7 @@ class GroundingLoss(nn.Module):
         if self.model is not sid_model.model and self.model.device.type == "cpu" and self.model.config._attn_implementation == "sdpa": self.model.set_attn_implementation("sdpa_fp32")
         self.__dict__["sid_model"] = sid_model  # not a submodule
         self.prefixes = PrefixCache(sid_model, self.model, cache_bytes)
-        self.part_tokens = 256 if self.model.device.type == "cpu" else 8192  # fed at a time; what a CPU needs to be busy, and what a GPU does
+        self.part_tokens = 128 if self.model.device.type == "cpu" else 8192  # fed at a time; what a CPU needs to be busy, and what a GPU does
 
     def train(self, mode: bool = True): return super().train(False)  # dropout would make the frozen prefix wrong
 

@@ -272,17 +272,14 @@ def compute_model(
     "The model itself if it has that dtype, else a copy in `dtype` whose new rows are the very same parameters."
     if self.old_rows.dtype == dtype: return self.model
     shared = {id(p): p for p in self.new_parameters()}
-    twin = copy.deepcopy(self.model, memo=dict(shared))
-    for p in twin.parameters():
-        if id(p) not in shared:
-            p.data = p.data.to(dtype)
-            p.requires_grad_(False)
-    return twin
+    cast = {id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in self.model.parameters() if id(p) not in shared and p.is_floating_point()}
+    return copy.deepcopy(self.model, memo=shared | cast)  # 4-bit weights stay what they are
 
 # %% ../../nbs/13_sid.vocab.ipynb #959667f6
 @patch
 def merge(self: SidModel) -> PreTrainedModel:
     "A plain model of the base's class with `n_old + n_new` rows and the same logits."
+    if getattr(self.model, "peft_config", None): raise GTIError("sid_model: has adapters in it; call merge_adapters or remove_adapters of gti_nb.sft.adapters first")
     config = copy.deepcopy(self.model.config)
     config.dtype = self.old_rows.dtype
     plain = type(self.model)(config).to(self.old_rows.dtype)
