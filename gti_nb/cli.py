@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("file", help="a YAML file such as studies/demo.yaml")
     many.add_argument("--arms", nargs="+", help="only these arms")
     many.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the file's")
+    many.add_argument("--data", help="data set to tokenize instead of the file's, such as a folder of your own")
     many.add_argument("--out-dir", default="outputs", help="the study's folder is made in here (default: outputs)")
     for p in (one, many): p.add_argument("--fresh", action="store_true", help="compute again beside finished runs")
     index = commands.add_parser("runs", help="list all runs")
@@ -54,7 +55,7 @@ def _run(a: argparse.Namespace) -> None:
 def _study(a: argparse.Namespace) -> None:
     from gti_nb.runs.execute import _shown
     from gti_nb.runs.study import study
-    made = study(a.file, a.arms, a.seeds, a.out_dir, a.fresh)
+    made = study(a.file, a.arms, a.seeds, a.data, a.out_dir, a.fresh)
     import pandas as pd
     from gti_nb.runs.tables import metrics_table
     report = next((r.folder for r in made if r.record["pipeline"] == "report"), None)

@@ -1,5 +1,5 @@
 "Fine-tuning as a stage: shapes of models, parts, packing, adapters, validation, interruptions, full disks, several processes."
-import copy, os, resource, signal, subprocess, sys
+import copy, itertools, os, resource, signal, subprocess, sys
 import numpy as np, pytest, safetensors.torch, torch
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from gti_nb.assets import load_base
@@ -10,7 +10,7 @@ from gti_nb.decode.trie import SidTrie
 from gti_nb.prompts import retrieval_head, retrieval_prompt
 from gti_nb.sft.adapters import add_adapters, load_adapters, merge_adapters
 from gti_nb.sft.batches import example_batches
-from gti_nb.sft.loss import SFTLoss, collate, fed_tokens, packed_rows
+from gti_nb.sft.loss import SFTLoss, collate, fed_tokens, packed_rows, shared_groups
 from gti_nb.sft.stage import PRESETS, SFTConfig, finetune, preset
 from gti_nb.sft.tasks import Example, make_tasks
 from gti_nb.sid.codes import SemanticIds
@@ -93,6 +93,68 @@ def test_rows_hold_every_example_once_and_no_more_than_their_room(room):
     assert ids.shape[0] * (ids.shape[1] - 1) == fed_tokens(lengths, room)
     assert [(target_of == i).sum().item() for i in range(50)] == [n - 1 for n in lengths]
     assert torch.equal(ids[target_of >= 0], positions[target_of >= 0] + 1), "a token stands at its place in its own example"
+
+
+# ---- a beginning that many share
+
+def brute_force(lengths, firsts, alike, call):
+    "Cost of the best cut of a sorted batch, by trying every one."
+    def cost(a, b):
+        n, longest, shared = b - a, max(lengths[a:b]), min([*firsts[a:b], *alike[a:b - 1]])
+        return min(n * longest + call, shared + n * (longest - shared) + 2 * call)
+    n = len(lengths)
+    return min(sum(cost(a, b) for a, b in zip([0, *cuts], [*cuts, n])) for k in range(n) for cuts in itertools.combinations(range(1, n), k))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_hold_every_example_once_share_no_target_and_cost_least(seed):
+    rng, call = np.random.default_rng(seed), int(np.random.default_rng(seed).integers(0, 9))
+    heads = [rng.integers(0, 9, n) for n in (3, 6, 6)]
+    examples = [Example("t", np.concatenate([head, rng.integers(0, 3, n)]), np.arange(len(head) + n) >= rng.integers(1, len(head) + 1)) for head in heads for n in rng.integers(1, 5, 3)]
+    groups = shared_groups(examples, call)
+    assert sorted(i for group, _ in groups for i in group) == list(range(len(examples)))
+    for group, shared in groups:
+        assert len({tuple(examples[i].ids[:shared].tolist()) for i in group}) == 1
+        assert all(shared < len(examples[i].ids) and not examples[i].scored[:shared].any() for i in group)
+    order = sorted(examples, key=lambda e: e.ids.tolist())
+    alike = [next((k for k, (x, y) in enumerate(zip(a.ids, b.ids)) if x != y), min(len(a.ids), len(b.ids))) for a, b in zip(order, order[1:])]
+    best = brute_force([len(e.ids) - 1 for e in order], [int(e.scored.argmax()) for e in order], alike, call)
+    assert sum(fed_tokens([len(examples[i].ids) for i in group], 0, shared) + call * (1 + bool(shared)) for group, shared in groups) == best
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shared_beginning_changes_neither_loss_nor_gradient(name, toy, split):
+    sid_model = shaped(name)
+    batch = mixed(sid_model, toy, split, batch_size=10)[1]
+    sid_model.train_only(backbone=True)
+    found = []
+    for share in (False, True):
+        loss = SFTLoss(sid_model); loss.share, loss.call = share, 1
+        sid_model.model.zero_grad(); value, tasks = loss(batch); value.backward()
+        found.append((loss.fed(batch), value.item(), tasks, {n: p.grad.clone() for n, p in sid_model.model.named_parameters() if p.grad is not None}))
+    assert found[1][0] < 0.8 * found[0][0] and any(shared for _, shared in loss.groups(batch)), "nothing was shared, so nothing was tested"
+    assert abs(found[0][1] - found[1][1]) < 1e-5
+    for task in found[0][2]: torch.testing.assert_close(found[0][2][task], found[1][2][task], atol=1e-4, rtol=0)
+    assert_close(found[1][3], found[0][3])
+
+
+def test_examples_of_one_token_behind_what_they_share(toy, split):
+    sid_model = shaped("llama")
+    batch = [Example("t", np.array([5, 6, 7, n]), np.array([False, False, False, True])) for n in (8, 9, 8)]
+    loss = SFTLoss(sid_model); loss.call = 0
+    assert loss.groups(batch) == [([0, 2, 1], 3)] and loss.fed(batch) == 3
+    alone = SFTLoss(sid_model); alone.share = False
+    assert abs(loss(batch)[0].item() - alone(batch)[0].item()) < 1e-6
+
+
+def test_nothing_is_shared_where_a_beginning_cannot_be_read_ahead(toy, split):
+    sid_model = shaped("llama")
+    batch = mixed(sid_model, toy, split, batch_size=10)[1]
+    shares = lambda loss: any(shared for _, shared in loss.groups(batch))
+    assert shares(SFTLoss(sid_model)) and not shares(SFTLoss(sid_model, packing=300))
+    sid_model.model.gradient_checkpointing_enable(); assert not shares(SFTLoss(sid_model))
+    sid_model.model.gradient_checkpointing_disable(); assert shares(SFTLoss(sid_model))
+    add_adapters(sid_model, dropout=0.05); assert not shares(SFTLoss(sid_model))
 
 
 # ---- the steps

@@ -52,6 +52,7 @@ def read_study(
     path: str | Path,  # a YAML file
     arms: list[str] | None = None,  # only these arms, and the baseline's place is kept if it is among them
     seeds: list[int] | None = None,  # instead of the file's
+    data: str | None = None,  # data set to tokenize instead of the file's, such as a folder of one's own
 ) -> Study:
     "Read a study file and check every parameter of every run in it, before anything runs."
     path = Path(path)
@@ -59,6 +60,7 @@ def read_study(
     except OSError as e: raise GTIError(f"{path}: cannot be read ({e.strerror}); the studies that come with the package lie in studies/") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise GTIError(f"{path}: not valid YAML: {str(e).replace(chr(10), ' ')}") from e
     study = _checked(path, raw)
+    if data is not None: study.tokenize = study.tokenize | {"data": data}
     check_choice(f"{path}: baseline", study.baseline, study.arms)
     for arm in arms or (): check_choice(f"{path}: arm", arm, study.arms)
     if arms: study.arms = {a: p for a, p in study.arms.items() if a in arms}
@@ -78,12 +80,13 @@ def study(
     path: str | Path,  # a study file
     arms: list[str] | None = None,  # only these arms
     seeds: list[int] | None = None,  # instead of the file's
+    data: str | None = None,  # data set to tokenize instead of the file's, such as a folder of one's own
     out_dir: str | Path = "outputs",  # the study's folder is made in here
     fresh: bool = False,  # train again beside finished runs
     quiet: bool = False,  # no progress line
 ) -> list[Run]:  # tokenize, the trainings in the order they ran, and the report if the study asks for one
     "Run a study, reusing what is finished; the first run that fails ends it with a `GTIError`."
-    plan = read_study(path, arms, seeds); root = Path(out_dir)/plan.name; todo = plan.plan()
+    plan = read_study(path, arms, seeds, data); root = Path(out_dir)/plan.name; todo = plan.plan()
     say = lambda text: None if quiet else print(text, file=sys.stderr, flush=True)
     total = len(todo) + 1 + plan.report
     made = [_one("tokenize", "tokenize", f"[1/{total}] tokenize", plan.tokenize, root, {"study": plan.name}, quiet=quiet)]

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from ..core import GTIError, check_choice, content_hash, pick_dtype
 from .adapters import adapters, check_quantizable, save_adapters
 from .batches import example_batches
-from .loss import SFTLoss, check_loss, fed_tokens
+from .loss import SFTLoss, check_loss
 from .tasks import Example, TaskSettings, make_tasks
 from ..sid.vocab import SidModel
 from ..splits import Split
@@ -138,14 +138,14 @@ def _key(sid_model: SidModel, batches: Sequence[list[Example]], config: SFTConfi
     return dict(data=data, weights=sid_model.old_hash(), tokens=content_hash(sid_model.token_names, sid_model.tokenizer.get_vocab()),
                 start=content_hash([p.detach() for p in sid_model.new_parameters()]), **{f"setting {k}": v for k, v in asdict(config).items() if k not in free})
 
-def _cost(sid_model: SidModel, batches: Sequence[list[Example]], steps: int, config: SFTConfig) -> tuple[int, float]:
+def _cost(loss: SFTLoss, batches: Sequence[list[Example]], steps: int, config: SFTConfig) -> tuple[int, float]:
     "Tokens through the transformer and floating-point operations of so many steps."
     fed, targets, parts = 0, 0, config.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
     for batch in map(batches.__getitem__, range(steps)):
-        fed += sum(fed_tokens([len(e.ids) for e in batch[part::parts]], config.packing) for part in range(parts))
+        fed += sum(loss.fed(batch[part::parts]) for part in range(parts))
         targets += _targets(batch)
     layers = dict(trained=fed) if config.mode == "full" else dict(through=fed)
-    return fed, stage_flops(sid_model, **layers, forward=fed * config.gradient_checkpointing, targets=targets, old_rows=config.old_rows == "trained")
+    return fed, stage_flops(loss.sid_model, **layers, forward=fed * config.gradient_checkpointing, targets=targets, old_rows=config.old_rows == "trained")
 
 def _validation(records: list[dict], watch: KeepBest | None) -> dict | None:
     "The curve of what `validate` said, and the step of the best."
@@ -180,10 +180,10 @@ def finetune(
         records, seconds, resumed = train_stage("sft", loss, lambda step, part, parts: _part(batches[step], part, parts), groups, config.steps, warmup_steps=int(warmup),
             lr_scheduler_type=config.lr_scheduler_type, accumulation=config.gradient_accumulation_steps, autocast=pick_dtype(config.precision, sid_model.device) == torch.bfloat16,
             device=sid_model.device, seed=config.seed, checkpoints=checkpoints, callbacks=[*([watch] if watch else []), *callbacks], report_to=config.report_to, show=progress)
+        tokens, flops = _cost(loss, batches, len(records), config)
         if watch: watch.take_best()
         if content_hash(frozen) != before: raise GTIError("fine-tuning: weights that were to stand still changed. Please report this")
         if out_dir is not None: _finish(sid_model, Path(out_dir), config)
-    tokens, flops = _cost(sid_model, batches, len(records), config)
     return StageResult(records, seconds, tokens, flops, _validation(records, watch), resumed)
 
 def _finish(sid_model: SidModel, out_dir: Path, config: SFTConfig) -> None:
