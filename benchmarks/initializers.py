@@ -1,7 +1,7 @@
 """What every start of the new tokens knows before training: `compare_initializers` on a catalogue (semantic IDs) or on tools (one new token each, queries as questions).
 
     OMP_NUM_THREADS=1 python benchmarks/initializers.py                                  # MovieLens-100K, SmolLM2-135M, 64 titles
-    OMP_NUM_THREADS=1 python benchmarks/initializers.py --tools FOLDER --questions 200   # items.parquet and queries.parquet, as in MetaTool
+    OMP_NUM_THREADS=1 python benchmarks/initializers.py --tools FOLDER --questions 200 --no-titles   # items.parquet and queries.parquet, as in MetaTool
 """
 import argparse, time
 from pathlib import Path
@@ -21,7 +21,7 @@ from gti_nb.text import encode_text
 
 ASK = Template("query_to_tool", "Which tool is the right one for this request?\n{text}", "{sid}")
 TELL = Template("tool_to_description", "What does this tool do?\n{sid}", "{title}", end=True)
-SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive")] + ["text_mean+centred_scale", "ctfidf+centred_scale+equal_prior", "procrustes+centred_scale", "additive+level_offset+centred_scale+equal_prior"]
+SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive")] + ["text_mean+centred_scale", "ctfidf+centred_scale+equal_prior", "procrustes+centred_scale", "additive+centred_scale+equal_prior+level_offset"]
 
 
 def catalogue(a) -> tuple[SidModel, Questions, dict]:
@@ -50,13 +50,15 @@ def main() -> None:
     for name, value, text in [("questions", 64, "titles or queries asked"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level"), ("words", 20_000, "vocabulary words for focus and wechsel")]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--names", nargs="*", help="starts; all, and some with suffixes, when left out")
+    parser.add_argument("--no-titles", action="store_true", help="ask from text to tokens only; titles take most of the time")
     parser.add_argument("--out", help="folder for table.csv and the figure")
     a = parser.parse_args()
     started = time.process_time()
     sid_model, questions, given = tools(a) if a.tools else catalogue(a)
+    if a.no_titles: given["tell"] = None
     suffixed = [n for n in SUFFIXED if not (a.tools and "level_offset" in n)]
     names = a.names or [n for n in INITIALIZERS if "+" not in n and n != "from_checkpoint"] + suffixed
-    table = compare_initializers(sid_model, names, questions, words=word_vectors(sid_model.tokenizer, limit=a.words), progress=False, **given)
+    table = compare_initializers(sid_model, names, questions, words=word_vectors(sid_model.tokenizer, limit=a.words), **given)
     print(f"{a.tools or a.data}, {a.base}: {sid_model.n_new} new tokens, {len(questions.texts)} questions, {time.process_time() - started:.0f} s of CPU")
     print(table.drop(columns=["kl", "safe"]).round(3).to_string())
     if a.out:

@@ -119,6 +119,22 @@ def test_text_cannot_smuggle_a_code_into_a_pair(toy):
 
 def test_codes_of_another_catalogue_are_refused(toy):
     with pytest.raises(GTIError, match="made for 3 items"): grounding_pairs(toy, SemanticIds(torch.tensor([[0], [1], [2]])))
+    sid_model = SidModel.extend(*load_base("tiny-llama"), SemanticIds(torch.tensor([[0], [1], [2]])))
+    with pytest.raises(GTIError, match="name the new row 13, the model has 3 new rows"): encode_pairs(sid_model, grounding_pairs(toy, toy_sids()).train)
+
+
+def test_pairs_carry_the_tokens_and_the_template(toy):
+    pairs = grounding_pairs(toy, toy_sids(), TEMPLATES, holdout=0.1)
+    for part in (pairs.train, pairs.heldout):
+        assert (part["rows"].map(list) == pd.Series(toy_sids().token_index[torch.tensor(part["item"].to_list())].tolist(), index=part.index)).all()
+        assert [t.name for t in part.form] == part.template.tolist() and [t.direction for t in part.form] == part.direction.tolist()
+
+
+def test_nothing_held_out_is_nothing_measured(toy):
+    sid_model = SidModel.extend(*load_base("tiny-llama"), toy_sids())
+    pairs = grounding_pairs(toy, toy_sids(), holdout=0)
+    assert ground(sid_model, pairs, GroundingConfig(steps=2, batch_size=4, precision="fp32"), progress=False).heldout == {"before": {}, "after": {}}
+    with pytest.raises(GTIError, match="use a larger holdout"): ground(sid_model, pairs, GroundingConfig(steps=2, eval_steps=1, precision="fp32"), progress=False)
 
 
 def small(**kw): return GroundingConfig(**{**dict(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32"), **kw})

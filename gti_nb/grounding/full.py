@@ -46,6 +46,7 @@ class FullConfig(GroundingConfig):
 
     def __post_init__(self):
         super().__post_init__(); check_choice("old_rows", self.old_rows, ["frozen", "trained"])
+        if self.soften: raise GTIError("soften: the second stage trains on the items' own codes; leave it at 0")
         if self.eval_steps: raise GTIError("eval_steps: the second stage looks at the held-out pairs before and after only; leave it at 0")
 
 

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from ..prompts import GROUNDING, encode_template, fill
+from ..core import GTIError
+from ..prompts import encode_template, fill
 from ..sid.vocab import SidModel
 from ..training import target_loss
 
@@ -28,15 +29,17 @@ def encode_pairs(
     max_text_tokens: int = 128,  # longer texts lose their end
 ) -> pd.DataFrame:  # template (with the wording's number), direction, prefix (ids), fixed (first ids of prefix, the template's), rest (ids), n_targets (last ids of rest)
     "Token ids of every pair, cut in front of its first new token."
-    tokenizer, rows = sid_model.tokenizer, []
-    prompts = {(name, w): encode_template(tokenizer, GROUNDING[name], w) for name, w in pairs[["template", "wording"]].drop_duplicates().itertuples(index=False)}
+    tokenizer, encoded = sid_model.tokenizer, []
+    most = max((max(rows) for rows in pairs["rows"]), default=-1)
+    if most >= sid_model.n_new: raise GTIError(f"pairs: name the new row {most}, the model has {sid_model.n_new} new rows; make the pairs from this model's semantic IDs or words")
+    prompts = {key: encode_template(tokenizer, *key) for key in set(zip(pairs.form, pairs.wording))}
     cut = lambda text: tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:max_text_tokens]) if len(text) > max_text_tokens else text
     for pair in pairs.itertuples():
-        prompt = prompts[pair.template, pair.wording]
-        ids, start = fill(prompt, title=cut(pair.title), description=cut(pair.description), text=cut(pair.text), sid=sid_model.token_ids[pair.item].tolist())
+        prompt = prompts[pair.form, pair.wording]
+        ids, start = fill(prompt, title=cut(pair.title), description=cut(pair.description), text=cut(pair.text), sid=[sid_model.n_old + r for r in pair.rows])
         first = next(k for k, i in enumerate(ids) if i >= sid_model.n_old)
-        rows.append(dict(template=f"{pair.template}/{pair.wording}", direction=pair.direction, prefix=ids[:first], fixed=len(prompt.pieces[0]), rest=ids[first:], n_targets=len(ids) - start))
-    return pd.DataFrame(rows)
+        encoded.append((f"{pair.template}/{pair.wording}", pair.direction, ids[:first], len(prompt.pieces[0]), ids[first:], len(ids) - start))
+    return pd.DataFrame(encoded, columns=["template", "direction", "prefix", "fixed", "rest", "n_targets"])
 
 # %% ../../nbs/33_grounding.loss.ipynb #b645bb04
 def _pad(rows: list[list[int]], value: int = 0) -> torch.Tensor:
@@ -216,14 +219,14 @@ class GroundingLoss(nn.Module):
         if self.model is not sid_model.model and self.model.device.type == "cpu" and self.model.config._attn_implementation == "sdpa": self.model.set_attn_implementation("sdpa_fp32")
         self.__dict__["sid_model"] = sid_model  # not a submodule
         self.prefixes = PrefixCache(sid_model, self.model, cache_bytes)
-        self.part_tokens = 128 if self.model.device.type == "cpu" else 8192  # fed at a time; what a CPU needs to be busy, and what a GPU does
+        self.part_tokens = 256 if self.model.device.type == "cpu" else 8192  # fed at a time; what a CPU needs to be busy, and what a GPU does
 
     def train(self, mode: bool = True): return super().train(False)  # dropout would make the frozen prefix wrong
 
-    def forward(self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], fixed: int = 1) -> torch.Tensor:
-        "Token ids of prefixes, whose first `fixed` are the same, and of rests, whose last `n_targets` are targets."
+    def forward(self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], fixed: int = 1, soft: list[torch.Tensor] | None = None) -> torch.Tensor:
+        "Token ids of prefixes, whose first `fixed` are the same, and of rests, whose last `n_targets` are targets; `soft`, from text to semantic ID, has per level the share of every code in the target [n, K]."
         start, texts = tuple(prefix[0][:fixed]), [tuple(p[fixed:]) for p in prefix]
-        part = lambda rows: self._sum(start, texts[rows], rest[rows], n_targets[rows])
+        part = lambda rows: self._sum(start, texts[rows], rest[rows], n_targets[rows], None if soft is None else [shares[rows] for shares in soft])
         return _in_parts(part, self._parts(texts, rest), self.sid_model.new_parameters()) / sum(n_targets)
 
     def _parts(self, texts: list[tuple[int, ...]], rest: list[list[int]]) -> list[slice]:
@@ -234,7 +237,7 @@ class GroundingLoss(nn.Module):
             most = max(most, cost)
         return [*parts, slice(first, len(rest))]
 
-    def _sum(self, start: tuple[int, ...], texts: list[tuple[int, ...]], rest: list[list[int]], n_targets: list[int]) -> torch.Tensor:
+    def _sum(self, start: tuple[int, ...], texts: list[tuple[int, ...]], rest: list[list[int]], n_targets: list[int], soft: list[torch.Tensor] | None) -> torch.Tensor:
         "Sum of the losses of all targets."
         shared, device = self.prefixes.shared(start), self.model.device
         states = self.prefixes.own(start, texts) if any(texts) else [replace(shared, kv=shared.kv[..., :0, :])] * len(texts)
@@ -243,10 +246,22 @@ class GroundingLoss(nn.Module):
         at = torch.arange(ids.shape[1], device=device)[None]
         scored = (at < lengths) & (at >= lengths - targets)
         total = self._first([s for s, yes in zip(states, scored[:, 0].tolist()) if yes], ids[scored[:, 0], 0])
+        levels = [torch.stack([s.hidden for s in states])]  # states that predict each code, where all targets are codes
         if scored[:, 1:].any():
-            hidden = self._rest(shared.kv, [s.kv for s in states], ids[:, :-1])[scored[:, 1:]]
+            rest_states = self._rest(shared.kv, [s.kv for s in states], ids[:, :-1])
+            hidden = rest_states[scored[:, 1:]]
             total = total + target_loss(self.sid_model, self.model.get_output_embeddings(), hidden, ids[:, 1:][scored[:, 1:]]) * len(hidden)
+            levels += rest_states.unbind(1)
+        for level, shares in enumerate(soft or ()): total = total + self._softened(level, levels[level], ids[:, level], shares)
         return total
+
+    def _softened(self, level: int, hidden: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        "What shared targets [n, K] add to the sum of the losses of a level's codes [n]: the normalizer is the same, the logit of the target becomes a mean."
+        sids, head = self.sid_model.sids, self.model.get_output_embeddings()
+        codes = slice(sids.offsets[level], sids.offsets[level] + sids.level_sizes[level])
+        bias = None if head.new_bias is None else head.new_bias[codes].to(hidden.dtype)
+        logits = self.sid_model.soft_cap(F.linear(hidden, head.rows.new[codes].to(hidden.dtype), bias)).float()
+        return (logits.gather(1, ids[:, None] - self.sid_model.n_old - codes.start)[:, 0] - (shares.to(logits.device) * logits).sum(1)).sum()
 
     def _first(self, states: list[Frozen], ids: torch.Tensor) -> torch.Tensor:
         "Sum of the losses of the first codes [n]: the old rows' part of the normalizer is known."

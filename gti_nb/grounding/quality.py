@@ -13,7 +13,7 @@ import torch
 from ..core import GTIError
 from ..diagnostics.geometry import nearest_rows
 from .pairs import GroundingPairs
-from ..initializers.probe import Questions, chance, probe
+from ..initializers.probe import Questions, chance, probe, word_questions
 from ..prompts import GROUNDING
 from ..sid.vocab import SidModel
 
@@ -21,31 +21,36 @@ from ..sid.vocab import SidModel
 def pair_questions(
     sid_model: SidModel,
     pairs: pd.DataFrame,  # `GroundingPairs.heldout` or `.train`
-    template: str = "text_to_sid",  # whose pairs to ask; a name in `GROUNDING` that goes from text to semantic ID
-    n: int | None = None,  # items drawn; None asks all
+    template: str = "text_to_sid",  # whose pairs to ask, by name; one that goes from text to tokens
+    n: int | None = None,  # pairs drawn; None asks all
     seed: int = 0,  # of the draw
 ) -> Questions:
-    "The pairs of one template as questions for `probe`."
-    asked = pairs[pairs.template == template]
-    if GROUNDING[template].direction != "text_to_sid" or not len(asked): raise GTIError(f"template: got {template!r}, allowed: those of the pairs that go from text to semantic ID, {sorted(set(pairs.template[pairs.direction == 'text_to_sid']))}")
+    "The pairs of one template as questions for `probe`; where a text calls for several words, the first is asked for."
+    asked = pairs[(pairs.template == template) & (pairs.direction == "text_to_sid")]
+    if not len(asked): raise GTIError(f"template: got {template!r}, allowed: those of the pairs that go from text to tokens, {sorted(set(pairs.template[pairs.direction == 'text_to_sid']))}")
     if n is not None and n < len(asked): asked = asked.iloc[np.sort(np.random.default_rng(seed).choice(len(asked), n, replace=False))]
-    slot = "text" if "{text}" in GROUNDING[template].user else "description" if "{description}" in GROUNDING[template].user else "title"
-    return Questions(asked[slot].to_list(), sid_model.sids.token_index[torch.from_numpy(asked["item"].to_numpy())], asked["title"].to_list())
+    form = asked.form.iloc[0]
+    slot = next(c for c in ("text", "description", "title") if f"{{{c}}}" in form.user)
+    if sid_model.sids is None: return word_questions(sid_model, [(text, sid_model.token_names[rows[0]]) for text, rows in zip(asked[slot], asked["rows"])])
+    return Questions(asked[slot].to_list(), torch.tensor(asked["rows"].to_list()), asked["title"].to_list())
 
 
 def grounding_quality(
     sid_model: SidModel,
     pairs: GroundingPairs,
-    template: str = "text_to_sid",  # how items are asked for
+    template: str = "text_to_sid",  # how they are asked for, by name; of words the one that made the pairs
     ks: Sequence[int] = (1, 5, 10),  # places that count
-    trained: int = 100,  # items asked that grounding has seen, drawn at random; 0 asks none
-    titles: bool = True,  # ask for titles too, which takes longest
+    trained: int = 100,  # trained pairs asked, drawn at random; 0 asks none
+    titles: bool = True,  # ask for titles (of words: descriptions) too, where there are any; takes longest
     batch_size: int = 16,  # prompts at a time
 ) -> pd.DataFrame:  # rows "held out", "trained" and "chance"; columns as `probe` gives them: code@k, sid@k, title@1, title_lift@1
-    "Recall of the right code and semantic ID from text, and accuracy of the title among twenty, on held-out and on trained items."
+    "Recall of the right code and semantic ID from text, and accuracy of the title among twenty, on held-out and on trained items or texts."
     parts = {"held out": pair_questions(sid_model, pairs.heldout, template)}
     if trained: parts["trained"] = pair_questions(sid_model, pairs.train, template, trained)
-    table = {name: probe(sid_model, questions, GROUNDING[template], GROUNDING["sid_to_title"] if titles else None, ks, batch_size=batch_size) for name, questions in parts.items()}
+    ask, told = pairs.heldout.form[pairs.heldout.template == template].iloc[0], pairs.heldout.form[pairs.heldout.direction == "sid_to_text"]
+    tell = GROUNDING["sid_to_title"] if sid_model.sids is not None else next(iter(told), None)
+    if not titles or not any(parts["held out"].titles): tell = None
+    table = {name: probe(sid_model, questions, ask, tell, ks, batch_size=batch_size) for name, questions in parts.items()}
     guess = chance(sid_model, parts["held out"], ks)
     return pd.DataFrame(table | {"chance": {name: guess[name] for name in table["held out"]}}).T
 

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from ..core import GTIError, check_choice, content_hash, pick_dtype
 from .loss import GroundingLoss, encode_pairs
 from .pairs import GroundingPairs
+from .targets import soft_targets
 from ..prompts import GROUNDING
 from ..sid.vocab import SidModel
 from ..training import Checkpoints, KeepBest, StageResult, stage_flops, train_stage
@@ -33,6 +34,7 @@ class GroundingConfig:
     lr_scheduler_type: str = "linear"  # decay, a name `TrainingArguments` knows
     share_text_to_sid: float = 0.8  # share of steps in this direction, 0 to 1; it is the cheap one
     template_weights: dict[str, float] | None = None  # template -> weight among those of its direction; None weighs them alike
+    soften: float = 0.0  # how far a target from text to semantic ID is shared among the codes near the item's vector, as `soft_targets` takes it; 0 gives the item's own codes everything
     max_text_tokens: int = 128  # item text is cut to so many tokens
     cache_bytes: float = 2e9  # room for the states of frozen prompts, in a temporary file or in the GPU's memory; 0 computes them anew each time
     precision: str = "auto"  # of the frozen model: "auto", "bf16" or "fp32"; the new rows are always fp32
@@ -45,7 +47,7 @@ class GroundingConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1: raise GTIError(f"{name}: got {getattr(self, name)}, must be at least 1")
-        for name in ("eval_steps", "early_stopping_patience", "save_steps", "cache_bytes"):
+        for name in ("soften", "eval_steps", "early_stopping_patience", "save_steps", "cache_bytes"):
             if getattr(self, name) < 0: raise GTIError(f"{name}: got {getattr(self, name)}, must be 0 or more")
         if not 0 <= self.share_text_to_sid <= 1: raise GTIError(f"share_text_to_sid: got {self.share_text_to_sid}, allowed: 0 to 1")
         if self.early_stopping_patience and not self.eval_steps: raise GTIError("early_stopping_patience: counts looks at the held-out pairs; set eval_steps too")
@@ -88,17 +90,18 @@ def _schedule(
         return next(sources[names[rng.choice(len(names), p=p)]])
     return [take() for _ in range(config.steps)]
 
-def _batch(pairs: pd.DataFrame, rows: np.ndarray) -> dict:
+def _batch(pairs: pd.DataFrame, rows: np.ndarray, soft: list[torch.Tensor] | None = None) -> dict:
     "Encoded pairs as arguments of `GroundingLoss`."
     group = pairs.iloc[rows]
-    return dict(prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), fixed=int(group.fixed.iloc[0]))
+    shared = {} if soft is None or group.direction.iloc[0] != "text_to_sid" else dict(soft=[shares[torch.from_numpy(group["item"].to_numpy(copy=True))] for shares in soft])
+    return dict(**shared, prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), fixed=int(group.fixed.iloc[0]))
 
-def _part(pairs: pd.DataFrame, rows: np.ndarray, part: int, parts: int) -> dict:
+def _part(pairs: pd.DataFrame, rows: np.ndarray, part: int, parts: int, soft: list[torch.Tensor] | None = None) -> dict:
     "Every `parts`-th pair of a step's batch, with its share of the step's targets."
     if len(rows) < parts: raise GTIError(f"batch_size: {len(rows)} pairs cannot be cut into {parts} parts (processes times gradient_accumulation_steps); use a larger batch_size")
     own = rows[part::parts]
     share = 1.0 if parts == 1 else float(pairs.n_targets.iloc[own].sum() / pairs.n_targets.iloc[rows].sum())
-    return dict(_batch(pairs, own), direction=pairs.direction.iloc[rows[0]], share=share)
+    return dict(_batch(pairs, own, soft), direction=pairs.direction.iloc[rows[0]], share=share)
 
 # %% ../../nbs/34_grounding.stage.ipynb #31e9431d
 @torch.no_grad()
@@ -118,11 +121,18 @@ def heldout_loss(
 
 
 # %% ../../nbs/34_grounding.stage.ipynb #4e09e48b
-def _key(sid_model: SidModel, pairs: GroundingPairs, config: GroundingConfig) -> dict:
+def _soft(sid_model: SidModel, pairs: GroundingPairs, soften: float, vectors: torch.Tensor | None) -> list[torch.Tensor] | None:
+    "Shared targets of the items, where they were asked for."
+    if not soften: return None
+    if sid_model.sids is None or "item" not in pairs.train: raise GTIError("soften: shares targets among the codes of items, and these are pairs of plain words; set soften=0")
+    if vectors is None: raise GTIError("soften: needs the vectors that were tokenized; pass vectors=")
+    return soft_targets(sid_model.sids, vectors, soften)
+
+def _key(sid_model: SidModel, pairs: GroundingPairs, config: GroundingConfig, soft: list[torch.Tensor] | None = None) -> dict:
     "What two runs must share for one to go on where the other stopped."
     settings = {f"setting {k}": v for k, v in asdict(config).items() if k not in ("save_steps", "report_to", "gradient_accumulation_steps", "cache_bytes")}
     return dict(pairs=content_hash(*(p.to_dict("list") for p in (pairs.train, pairs.heldout))), weights=sid_model.old_hash(), tokens=content_hash(sid_model.token_names, sid_model.tokenizer.get_vocab()),
-                start=content_hash([p.detach() for p in sid_model.new_parameters()]), **settings)
+                start=content_hash([p.detach() for p in sid_model.new_parameters()]), **({} if soft is None else dict(targets=content_hash(soft))), **settings)
 
 def ground(
     sid_model: SidModel,  # its new rows are trained in place
@@ -132,19 +142,22 @@ def ground(
     callbacks: Sequence[TrainerCallback] = (),  # callbacks of `Trainer`
     force: bool = False,  # go on from a checkpoint in out_dir even if it is another run's
     progress: bool = True,  # show the progress bar
+    vectors: torch.Tensor | None = None,  # for `soften`: the item vectors that were tokenized [n_items, d]
 ) -> StageResult:
     "Train only the new rows on text and semantic-ID pairs (paper, section 3 and Algorithm 1)."
+    soft = _soft(sid_model, pairs, config.soften, vectors)
     sid_model.train_only(backbone=False)
     before, rows = sid_model.old_hash(), sid_model.new_parameters()
     loss = GroundingLoss(sid_model, sid_model.compute_model(pick_dtype(config.precision, sid_model.device)), config.cache_bytes)
     train, held = (encode_pairs(sid_model, p, config.max_text_tokens) for p in (pairs.train, pairs.heldout))
+    if soft is not None: train["item"] = pairs.train["item"]
     schedule, heldout, kept = _schedule(train, config), dict(before=heldout_loss(loss, held)), {}
     if config.eval_steps and not len(held): raise GTIError("eval_steps: there are no held-out pairs to look at; use a larger holdout")
     loss.prefixes.plan((tuple(p[:f]), tuple(p[f:])) for step in schedule for p, f in zip(train.prefix.iloc[step], train.fixed.iloc[step]))
-    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, pairs, config), force, kept)
+    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, pairs, config, soft), force, kept)
     look = lambda: dict(loss=float(np.mean(list((now := heldout_loss(loss, held)).values()))), **now)
     watch = [KeepBest(look, rows, config.eval_steps, config.early_stopping_patience, kept=kept)] if config.eval_steps else []
-    records, seconds, resumed = train_stage("grounding", loss, lambda step, part, parts: _part(train, schedule[step], part, parts), [dict(params=rows, lr=config.learning_rate)], config.steps,
+    records, seconds, resumed = train_stage("grounding", loss, lambda step, part, parts: _part(train, schedule[step], part, parts, soft), [dict(params=rows, lr=config.learning_rate)], config.steps,
         warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, accumulation=config.gradient_accumulation_steps, device=sid_model.device, seed=config.seed,
         checkpoints=checkpoints, callbacks=[*watch, *callbacks], report_to=config.report_to, show=progress)
     if config.early_stopping_patience and "best.0" in kept: watch[0].take_best()

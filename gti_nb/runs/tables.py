@@ -127,11 +127,12 @@ def validation_records(runs: list[Run]) -> pd.DataFrame:  # line (the arm), x (t
     return pd.DataFrame(rows, columns=["line", "x", "value", "seed", "metric"])
 
 def budget_records(runs: list[Run]) -> pd.DataFrame:  # line (a metric), x (steps of grounding), value, seed
-    "Metrics against the steps of grounding, where that is all the arms differ in, at three values or more; else empty."
-    free, records = {"ground_steps", "seed", "out_dir"}, metric_records(runs)
-    steps = {arm_of(r): r.parameters.get("ground_steps", 0) for r in runs}
-    alike = len({content_hash({k: v for k, v in r.parameters.items() if k not in free}) for r in runs}) == 1
-    if not alike or len(set(steps.values())) < 3: return pd.DataFrame(columns=["line", "x", "value", "seed"])
+    "Metrics against the steps of grounding, of the arms that differ in nothing else, at three values or more; else empty."
+    alike, free = {}, {"ground_steps", "seed", "out_dir"}
+    for r in runs: alike.setdefault(content_hash({k: v for k, v in r.parameters.items() if k not in free}), []).append(r)
+    steps = max(({arm_of(r): r.parameters.get("ground_steps", 0) for r in group} for group in alike.values()), key=lambda steps: len(set(steps.values())), default={})
+    if len(set(steps.values())) < 3: return pd.DataFrame(columns=["line", "x", "value", "seed"])
+    records = metric_records([r for r in runs if arm_of(r) in steps])
     return pd.DataFrame(dict(line=records.metric + "@" + records.k.astype(str), x=records.arm.map(steps), value=records.value, seed=records.seed))
 
 # %% ../../nbs/84_runs.tables.ipynb #f823fdef

@@ -1,0 +1,186 @@
+"""Held-out items asked for by their text, before and after grounding, from several starts: how many of their semantic IDs are among the ten likeliest? Is that ten times what the mean start gives, and three times what the best start gives?
+
+    OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --out FOLDER/movielens.csv                              # MovieLens-100K, 135 held-out films
+    OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --data FOLDER --templates title_to_sid --holdout .05    # any folder that load_dataset takes; items asked for by title
+
+Starts see neither text nor vector of a held-out item. Lines of the table besides the starts, figures that training does not change:
+chance     any semantic ID of the catalogue
+readout    a ridge regression, fitted to the training items, from the frozen model's state behind the prompt to the item's vector; the codes nearest to the vector it gives
+own vector the codes nearest to the item's own vector: less than 1 where collisions moved codes or added a digit that no text tells
+"""
+import argparse, time, warnings
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from gti_nb.assets import load_base
+from gti_nb.core import pick_dtype
+from gti_nb.data import RecDataset, load_dataset
+from gti_nb.decode.trie import SidTrie
+from gti_nb.grounding import stage
+from gti_nb.grounding.loss import GroundingLoss
+from gti_nb.grounding.pairs import GroundingPairs, grounding_pairs
+from gti_nb.grounding.quality import pair_questions
+from gti_nb.grounding.stage import GroundingConfig, ground
+from gti_nb.initializers.prior import last_states, text_prompts
+from gti_nb.initializers.probe import chance, hits, probe
+from gti_nb.initializers.registry import initialize
+from gti_nb.prompts import GROUNDING, encode_template
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.kmeans import RQKMeans
+from gti_nb.sid.vocab import SidModel
+from gti_nb.text import encode_text
+
+KS = (1, 5, 10)
+STARTS = ["mean", "ctfidf", "ridge", "procrustes", "additive", "procrustes+equal_prior", *(f"{name}+centred_scale+equal_prior" for name in ("ridge", "additive", "procrustes"))]
+
+
+def hide(dataset: RecDataset, items: list[int]) -> RecDataset:
+    "The data set without the texts of some items; starts that read leave out items without text."
+    frame = dataset.items.copy()
+    frame.loc[items, ["title", "description", "categories"]] = ""
+    return replace(dataset, items=frame)
+
+
+def soft_targets(sids: SemanticIds, vectors: torch.Tensor, soften: float) -> list[torch.Tensor]:
+    "Per level the share of every code in the target of every item [n_items, K]: exp(-d^2 / tau), d from what earlier codes leave of the item's vector to the code, tau `soften` times the mean d^2 to the item's own code."
+    left, targets = vectors.double(), []
+    for book, codes in zip(sids.codebooks, sids.codes.T):
+        if not book.shape[1]: targets.append(F.one_hot(codes, len(book)).float()); continue
+        d2 = torch.cdist(left, book.double()).square()
+        targets.append((-d2 / (soften * d2.gather(1, codes[:, None]).mean())).softmax(1).float())
+        left = left - book[codes]
+    return targets
+
+
+class SoftLoss(GroundingLoss):
+    "The grounding loss with soft targets from text to semantic ID; the other direction as it is."
+    def __init__(self, targets: list[torch.Tensor], sid_model: SidModel, *args):
+        super().__init__(sid_model, *args)
+        self.item = {tuple(ids): i for i, ids in enumerate(sid_model.token_ids.tolist())}
+        self.targets = targets
+
+    def _sum(self, start, texts, rest, n_targets):
+        if any(tuple(r) not in self.item for r in rest): return super()._sum(start, texts, rest, n_targets)
+        shared, states, head, sids = self.prefixes.shared(start), self.prefixes.own(start, texts), self.model.get_output_embeddings(), self.sid_model.sids
+        hidden = torch.stack([s.hidden for s in states])[:, None]
+        if sids.levels > 1: hidden = torch.cat([hidden, self._rest(shared.kv, [s.kv for s in states], torch.tensor(rest)[:, :-1])], 1)  # [batch, levels, d]
+        new, old = (self.sid_model.soft_cap(F.linear(hidden, rows.to(hidden.dtype))).float() for rows in (head.rows.new, head.rows.old))
+        items, total = [self.item[tuple(r)] for r in rest], torch.logaddexp(new.logsumexp(-1), old.logsumexp(-1)).sum()
+        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)): total = total - (self.targets[level][items] * new[:, level, offset:offset + size]).sum()
+        return total
+
+
+class Losses:
+    "Makes the losses of all runs; the frozen model's states of the prompts, the same for all, are computed once."
+    def __init__(self, sid_model: SidModel, cache_bytes: float):
+        self.targets, self.prefixes = None, GroundingLoss(sid_model, sid_model.compute_model(pick_dtype("auto", sid_model.device)), cache_bytes).prefixes
+
+    def __call__(self, *args) -> GroundingLoss:
+        loss = GroundingLoss(*args) if self.targets is None else SoftLoss(self.targets, *args)
+        loss.prefixes = self.prefixes
+        return loss
+
+    def last_states(self, fixed: tuple[int, ...], prompts: list[list[int]], batch_tokens: int = 512) -> np.ndarray:
+        "Last hidden state of every prompt [n, d]; all begin with `fixed`."
+        own, states, group = [tuple(p[len(fixed):]) for p in prompts], {}, []
+        self.prefixes.plan([(fixed, text) for text in own] * 2)
+        for text in [*sorted(set(own), key=lambda t: (len(t), t)), None]:
+            if group and (text is None or (len(group) + 1) * len(text) > batch_tokens):
+                states |= {t: s.hidden.float().cpu().numpy() for t, s in zip(group, self.prefixes.own(fixed, group))}
+                group = []
+            group.append(text)
+        return np.stack([states[t] for t in own])
+
+
+def near(sids: SemanticIds, vectors: torch.Tensor, items: list[int]) -> dict[str, float]:
+    "Recall of the items' codes and words among those nearest to some vectors; equal distances in random order."
+    trie, vectors = SidTrie(sids), vectors.double()
+    words = sum(book[codes].double() for book, codes in zip(sids.codebooks, trie.leaves.long().T) if book.shape[1])
+    code, word = -torch.cdist(vectors, sids.codebooks[0].double()), -torch.cdist(vectors, words)
+    return {f"code@{k}": hits(code, sids.codes[items, 0], k).mean().item() for k in KS} | {f"sid@{k}": hits(word, trie.leaf_of[items].long(), k).mean().item() for k in KS}
+
+
+def readout(sid_model: SidModel, losses: Losses, pairs: GroundingPairs, vectors: torch.Tensor, template: str) -> dict[str, float]:
+    "What a linear map of the frozen states tells of held-out items."
+    train, held = (pair_questions(sid_model, p, template).texts for p in (pairs.train, pairs.heldout))
+    item, new = (p["item"][p.template == template].to_list() for p in (pairs.train, pairs.heldout))
+    fixed = encode_template(sid_model.tokenizer, GROUNDING[template]).pieces[0]
+    states = losses.last_states(fixed, text_prompts(sid_model, [*train, *held], GROUNDING[template]))
+    ridge = make_pipeline(StandardScaler(), RidgeCV(10.0 ** np.arange(0, 5, .5))).fit(states[:len(train)], vectors[item].numpy())
+    return near(sid_model.sids, torch.from_numpy(ridge.predict(states[len(train):])), new)
+
+
+def measure(a) -> tuple[pd.DataFrame, int]:
+    "The table, and how many items are held out."
+    dataset = load_dataset(a.data)
+    vectors = encode_text(dataset.texts(), progress=False)
+    sids = RQKMeans(a.levels, a.codes).fit(vectors).resolve(a.collisions, vectors)
+    pairs, asked = grounding_pairs(dataset, sids, a.templates, a.wordings, a.holdout, a.seed), next(t for t in a.templates if GROUNDING[t].direction == "text_to_sid")
+    sid_model, held = SidModel.extend(*load_base(a.base), sids), sorted(set(pairs.heldout["item"]))
+    questions, shown = pair_questions(sid_model, pairs.heldout, asked), hide(dataset, held)
+    states = last_states(sid_model, text_prompts(sid_model, questions.texts, GROUNDING[asked]))
+    losses = Losses(sid_model, a.cache)
+    quality = lambda: probe(sid_model, questions, GROUNDING[asked], None, KS, states=states)
+    rows = [dict(start="chance") | {f"{k} before": v for k, v in chance(sid_model, questions, KS).items() if "title" not in k},
+            dict(start="own vector") | {f"{k} before": v for k, v in near(sids, vectors[held], held).items()}]
+    if not a.no_readout: rows.append(dict(start="readout") | {f"{k} before": v for k, v in readout(sid_model, losses, pairs, vectors, asked).items()})
+    for name in a.starts:
+        with warnings.catch_warnings(action="ignore", category=UserWarning): initialize(sid_model, name, dataset=shown, vectors=vectors, seed=a.seed, ask=GROUNDING[asked])
+        drawn, before = [p.detach().clone() for p in sid_model.new_parameters()], {f"{k} before": v for k, v in quality().items()}
+        arms = a.soften if a.ground is None or name in a.ground else []
+        if not arms: rows.append(dict(start=name) | before)
+        for soften in arms:
+            for parameter, rows_at_start in zip(sid_model.new_parameters(), drawn): parameter.data.copy_(rows_at_start)
+            losses.targets, began = soft_targets(sids, vectors, soften) if soften else None, time.process_time()
+            with mock.patch.object(stage, "GroundingLoss", losses): ground(sid_model, pairs, GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, seed=a.seed), progress=False)
+            spent = time.process_time() - began
+            rows.append(dict(start=name, soften=soften) | before | {f"{k} after": v for k, v in quality().items()} | {"CPU s": spent})
+        print(f"{name}: sid@10 {before['sid@10 before']:.3f}", *(f"-> {r['sid@10 after']:.3f} (soften {r['soften']})" for r in rows[-len(arms):] if arms), flush=True)
+    return pd.DataFrame(rows), len(questions.texts)
+
+
+def with_ratios(table: pd.DataFrame, n: int) -> tuple[pd.DataFrame, str]:
+    "The table with standard errors and ratios of SID recall@10, and what they are ratios to."
+    before, after = table.set_index("start")["sid@10 before"].groupby(level=0).first(), table["sid@10 after"] if "sid@10 after" in table else np.nan
+    starts = before.drop(["chance", "own vector", "readout"], errors="ignore")
+    mean, best = before.get("mean", 0), starts.max()
+    base = mean or before["chance"]
+    note = f"after / mean: sid@10 after grounding over {'that of the mean start before it' if mean else 'chance, as the mean start finds none'} ({base:.3f}); after / best: over that of the best start before it ({starts.idxmax()}, {best:.3f})"
+    return table.assign(**{"error after": (after * (1 - after) / n) ** .5, "after / mean": after / base, "after / best": after / best}), note
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="movielens-100k", help="as load_dataset takes it")
+    parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
+    parser.add_argument("--starts", nargs="+", default=STARTS, help="names in INITIALIZERS, with or without suffixes")
+    parser.add_argument("--ground", nargs="*", help="those of them to ground; all when left out")
+    parser.add_argument("--templates", nargs="+", default=["text_to_sid"], help="of the pairs; the first that goes from text to semantic ID is asked (default text_to_sid)")
+    for name, kind, value, text in [("steps", int, 200, "of grounding"), ("lr", float, 3e-3, "learning rate of grounding"), ("share", float, .8, "of steps from text to semantic ID, where templates go both ways"), ("wordings", int, 1, "of a template"),
+                                    ("levels", int, 2, "codes an item"), ("codes", int, 128, "codes a level"), ("holdout", float, .1, "share of items held out"), ("seed", int, 0, "of the held-out items, of starts and of grounding")]:
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
+    parser.add_argument("--cache", type=float, default=4e9, help="bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)")
+    parser.add_argument("--collisions", choices=["extra_level", "hungarian"], default="hungarian")
+    parser.add_argument("--soften", type=float, nargs="+", default=[0.], help="targets of grounding, one run each: 0 is the library's, the item's own codes; above 0 all codes near the item's vector share, see soft_targets (not in the library; default 0)")
+    parser.add_argument("--no-readout", action="store_true", help="leave out the line that reads the prompts of all items")
+    parser.add_argument("--out", help="file for the table, CSV")
+    a = parser.parse_args()
+    began = time.process_time()
+    table, n = measure(a)
+    table, note = with_ratios(table, n)
+    print(f"{Path(a.data).name}, {a.base}, {a.levels} x {a.codes} codes, {a.collisions}; {n} held-out items, {', '.join(a.templates)}, {a.steps} steps at {a.lr}; {time.process_time() - began:.0f} s of CPU")
+    print(table[[c for c in table if not c.startswith(("code@1 ", "code@5"))]].round(3).to_string(index=False))
+    print(note)
+    if a.out:
+        Path(a.out).parent.mkdir(parents=True, exist_ok=True)
+        table.round(4).to_csv(a.out, index=False)
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,93 @@
+"Targets shared among near codes: the loss and its gradient against a plain model, resumed runs, what is refused, and what they are for."
+import numpy as np, pytest, torch, torch.nn.functional as F
+from gti_nb.assets import load_base
+from gti_nb.core import GTIError
+from gti_nb.data import load_dataset
+from gti_nb.grounding.full import FullConfig
+from gti_nb.grounding.loss import GroundingLoss, encode_pairs
+from gti_nb.grounding.pairs import grounding_pairs
+from gti_nb.grounding.stage import GroundingConfig, _part, ground
+from gti_nb.grounding.targets import soft_targets
+from gti_nb.sid.kmeans import RQKMeans
+from gti_nb.sid.vocab import SidModel
+from test_grounding_exact import MODELS, base
+
+
+@pytest.fixture(scope="module")
+def toy():
+    "Films, their vectors, and semantic IDs with a level that no vector tells."
+    dataset = load_dataset("toy")
+    vectors = F.normalize(torch.randn(dataset.n_items, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    return dataset, vectors, RQKMeans(levels=2, codes=5).fit(vectors).resolve("extra_level")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cache", [0, 2e9], ids=["computed anew", "kept"])
+def test_loss_and_gradient_are_those_of_a_cross_entropy_with_shared_targets(name, cache, toy):
+    dataset, vectors, sids = toy
+    sid_model = SidModel.extend(*base(name), sids, init="normal_matched")
+    sid_model.train_only(backbone=False)
+    pairs = grounding_pairs(dataset, sids, ("text_to_sid",), holdout=0)
+    encoded, targets = encode_pairs(sid_model, pairs.train).assign(item=pairs.train["item"]), soft_targets(sids, vectors, .5)
+    rows = np.array([3, 8, 21, 30, 5])
+    batch = _part(encoded, rows, 0, 1, targets); batch.pop("direction"); batch.pop("share")
+    loss, parameters = GroundingLoss(sid_model, cache_bytes=cache), sid_model.new_parameters()
+    value = loss(**batch)
+    found = torch.autograd.grad(value, parameters)
+    total = 0.
+    for i in rows:  # one by one, every token through the model, the full vocabulary's softmax
+        whole, item = encoded.prefix[i] + encoded.rest[i], int(encoded["item"][i])
+        logp = sid_model.model(torch.tensor(whole)[None]).logits[0, -sids.levels - 1:-1].log_softmax(-1)
+        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)): total = total - (targets[level][item] * logp[level, sid_model.n_old + offset:sid_model.n_old + offset + size]).sum()
+    expected = total / (len(rows) * sids.levels)
+    assert abs(value.item() - expected.item()) < 1e-4 * abs(expected.item())
+    for a, b in zip(found, torch.autograd.grad(expected, parameters)): assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_a_temperature_of_nothing_is_the_hard_loss(toy):
+    dataset, vectors, sids = toy
+    rows = {}
+    for soften in (0, 1e-6):
+        sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
+        ground(sid_model, grounding_pairs(dataset, sids), GroundingConfig(steps=12, batch_size=8, soften=soften, precision="fp32"), progress=False, vectors=vectors)
+        rows[soften] = sid_model.new_rows.detach().clone()
+    torch.testing.assert_close(rows[0], rows[1e-6], atol=1e-4, rtol=1e-3)
+
+
+def test_parts_of_a_batch_are_the_batch(toy):
+    dataset, vectors, sids = toy
+    rows = []
+    for parts in (1, 4):
+        sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
+        ground(sid_model, grounding_pairs(dataset, sids), GroundingConfig(steps=8, batch_size=8, soften=.3, gradient_accumulation_steps=parts, precision="fp32"), progress=False, vectors=vectors)
+        rows.append(sid_model.new_rows.detach().clone())
+    torch.testing.assert_close(*rows, atol=1e-4, rtol=1e-3)
+
+
+def test_a_run_with_other_targets_does_not_go_on_from_a_checkpoint(toy, tmp_path):
+    dataset, vectors, sids = toy
+    class Stop(Exception): pass
+    from transformers import TrainerCallback
+    class After(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kw):
+            if state.global_step == 4: raise Stop
+    start = lambda: SidModel.extend(*load_base("tiny-llama"), sids)
+    config, pairs = GroundingConfig(steps=8, batch_size=8, soften=.3, save_steps=2, precision="fp32"), grounding_pairs(dataset, sids)
+    with pytest.raises(Stop): ground(start(), pairs, config, tmp_path, [After()], progress=False, vectors=vectors)
+    with pytest.raises(GTIError, match="targets"): ground(start(), pairs, config, tmp_path, progress=False, vectors=vectors.flip(0))
+    resumed, whole = start(), start()
+    assert ground(resumed, pairs, config, tmp_path, progress=False, vectors=vectors).resumed
+    ground(whole, pairs, config, progress=False, vectors=vectors)
+    assert torch.equal(resumed.new_rows, whole.new_rows)
+
+
+def test_what_cannot_be_shared_is_refused(toy):
+    dataset, vectors, sids = toy
+    sid_model, pairs = SidModel.extend(*load_base("tiny-llama"), sids), grounding_pairs(dataset, sids)
+    with pytest.raises(GTIError, match="pass vectors="): ground(sid_model, pairs, GroundingConfig(steps=1, soften=.3))
+    with pytest.raises(GTIError, match="of 3 items"): ground(sid_model, pairs, GroundingConfig(steps=1, soften=.3), vectors=vectors[:3])
+    with pytest.raises(GTIError, match="soften: got -1"): GroundingConfig(soften=-1)
+    with pytest.raises(GTIError, match="leave it at 0"): FullConfig(soften=.3)
+    words = SidModel.extend(*load_base("tiny-llama"), {"<sun>": "shines", "<moon>": "shines at night"})
+    from gti_nb.grounding.pairs import word_pairs
+    with pytest.raises(GTIError, match="plain words"): ground(words, word_pairs(words), GroundingConfig(steps=1, soften=.3), vectors=vectors)
