@@ -15,7 +15,6 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -48,42 +47,13 @@ def hide(dataset: RecDataset, items: list[int]) -> RecDataset:
     return replace(dataset, items=frame)
 
 
-def soft_targets(sids: SemanticIds, vectors: torch.Tensor, soften: float) -> list[torch.Tensor]:
-    "Per level the share of every code in the target of every item [n_items, K]: exp(-d^2 / tau), d from what earlier codes leave of the item's vector to the code, tau `soften` times the mean d^2 to the item's own code."
-    left, targets = vectors.double(), []
-    for book, codes in zip(sids.codebooks, sids.codes.T):
-        if not book.shape[1]: targets.append(F.one_hot(codes, len(book)).float()); continue
-        d2 = torch.cdist(left, book.double()).square()
-        targets.append((-d2 / (soften * d2.gather(1, codes[:, None]).mean())).softmax(1).float())
-        left = left - book[codes]
-    return targets
-
-
-class SoftLoss(GroundingLoss):
-    "The grounding loss with soft targets from text to semantic ID; the other direction as it is."
-    def __init__(self, targets: list[torch.Tensor], sid_model: SidModel, *args):
-        super().__init__(sid_model, *args)
-        self.item = {tuple(ids): i for i, ids in enumerate(sid_model.token_ids.tolist())}
-        self.targets = targets
-
-    def _sum(self, start, texts, rest, n_targets):
-        if any(tuple(r) not in self.item for r in rest): return super()._sum(start, texts, rest, n_targets)
-        shared, states, head, sids = self.prefixes.shared(start), self.prefixes.own(start, texts), self.model.get_output_embeddings(), self.sid_model.sids
-        hidden = torch.stack([s.hidden for s in states])[:, None]
-        if sids.levels > 1: hidden = torch.cat([hidden, self._rest(shared.kv, [s.kv for s in states], torch.tensor(rest)[:, :-1])], 1)  # [batch, levels, d]
-        new, old = (self.sid_model.soft_cap(F.linear(hidden, rows.to(hidden.dtype))).float() for rows in (head.rows.new, head.rows.old))
-        items, total = [self.item[tuple(r)] for r in rest], torch.logaddexp(new.logsumexp(-1), old.logsumexp(-1)).sum()
-        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)): total = total - (self.targets[level][items] * new[:, level, offset:offset + size]).sum()
-        return total
-
-
 class Losses:
     "Makes the losses of all runs; the frozen model's states of the prompts, the same for all, are computed once."
     def __init__(self, sid_model: SidModel, cache_bytes: float):
-        self.targets, self.prefixes = None, GroundingLoss(sid_model, sid_model.compute_model(pick_dtype("auto", sid_model.device)), cache_bytes).prefixes
+        self.prefixes = GroundingLoss(sid_model, sid_model.compute_model(pick_dtype("auto", sid_model.device)), cache_bytes).prefixes
 
     def __call__(self, *args) -> GroundingLoss:
-        loss = GroundingLoss(*args) if self.targets is None else SoftLoss(self.targets, *args)
+        loss = GroundingLoss(*args)
         loss.prefixes = self.prefixes
         return loss
 
@@ -138,8 +108,8 @@ def measure(a) -> tuple[pd.DataFrame, int]:
         if not arms: rows.append(dict(start=name) | before)
         for soften in arms:
             for parameter, rows_at_start in zip(sid_model.new_parameters(), drawn): parameter.data.copy_(rows_at_start)
-            losses.targets, began = soft_targets(sids, vectors, soften) if soften else None, time.process_time()
-            with mock.patch.object(stage, "GroundingLoss", losses): ground(sid_model, pairs, GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, seed=a.seed), progress=False)
+            began, config = time.process_time(), GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, soften=soften, seed=a.seed)
+            with mock.patch.object(stage, "GroundingLoss", losses): ground(sid_model, pairs, config, progress=False, vectors=vectors)
             spent = time.process_time() - began
             rows.append(dict(start=name, soften=soften) | before | {f"{k} after": v for k, v in quality().items()} | {"CPU s": spent})
         print(f"{name}: sid@10 {before['sid@10 before']:.3f}", *(f"-> {r['sid@10 after']:.3f} (soften {r['soften']})" for r in rows[-len(arms):] if arms), flush=True)
@@ -168,7 +138,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
     parser.add_argument("--cache", type=float, default=4e9, help="bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)")
     parser.add_argument("--collisions", choices=["extra_level", "hungarian"], default="hungarian")
-    parser.add_argument("--soften", type=float, nargs="+", default=[0.], help="targets of grounding, one run each: 0 is the library's, the item's own codes; above 0 all codes near the item's vector share, see soft_targets (not in the library; default 0)")
+    parser.add_argument("--soften", type=float, nargs="+", default=[0.], help="targets of grounding, one run each: 0 is the item's own codes, above 0 all codes near the item's vector share (gti_nb.grounding.targets; default 0)")
     parser.add_argument("--no-readout", action="store_true", help="leave out the line that reads the prompts of all items")
     parser.add_argument("--out", help="file for the table, CSV")
     a = parser.parse_args()
