@@ -65,7 +65,7 @@ def main() -> None:
         initialize(sid_model, name, seed=a.seed, ask=ASK)
         line["descriptions", f"{name}, not grounded"] = found()
     for n in a.queries:
-        more, label = drawn.head(n), f"descriptions, {n} queries a tool" if n else "descriptions"
+        more, label = drawn.head(n), f"descriptions, queries a tool: {n}" if n else "descriptions"
         if n: line[label, "TF-IDF"] = tfidf(part(data, np.concatenate([more["query"].unique(), chosen])), asked=True)
         for name in a.names:
             initialize(sid_model, name, seed=a.seed, ask=ASK)
