@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --out FOLDER/movielens.csv                              # MovieLens-100K, 135 held-out films
     OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --data FOLDER --templates title_to_sid --holdout .05    # any folder that load_dataset takes; items asked for by title
 
-Starts see neither text nor vector of a held-out item. Lines of the table besides the starts, figures that training does not change:
+Starts read no text of a held-out item. Lines of the table besides the starts, figures that training does not change:
 chance     any semantic ID of the catalogue
 readout    a ridge regression, fitted to the training items, from the frozen model's state behind the prompt to the item's vector; the codes nearest to the vector it gives
 own vector the codes nearest to the item's own vector: less than 1 where collisions moved codes or added a digit that no text tells
@@ -138,7 +138,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
     parser.add_argument("--cache", type=float, default=4e9, help="bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)")
     parser.add_argument("--collisions", choices=["extra_level", "hungarian"], default="hungarian")
-    parser.add_argument("--soften", type=float, nargs="+", default=[0.], help="targets of grounding, one run each: 0 is the item's own codes, above 0 all codes near the item's vector share (gti_nb.grounding.targets; default 0)")
+    parser.add_argument("--soften", type=float, nargs="+", default=[0., .3], help="targets of grounding, one run each: 0 is the item's own codes, above 0 all codes near the item's vector share (gti_nb.grounding.targets; default 0 and 0.3)")
     parser.add_argument("--no-readout", action="store_true", help="leave out the line that reads the prompts of all items")
     parser.add_argument("--out", help="file for the table, CSV")
     a = parser.parse_args()

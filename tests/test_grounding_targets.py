@@ -6,8 +6,8 @@ from gti_nb.data import load_dataset
 from gti_nb.grounding.full import FullConfig
 from gti_nb.grounding.loss import GroundingLoss, encode_pairs
 from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, _part, ground
-from gti_nb.grounding.targets import soft_targets
+from gti_nb.grounding.stage import GroundingConfig, _drawn, _part, ground
+from gti_nb.grounding.targets import SharedTargets
 from gti_nb.sid.kmeans import RQKMeans
 from gti_nb.sid.vocab import SidModel
 from test_grounding_exact import MODELS, base
@@ -21,6 +21,19 @@ def toy():
     return dataset, vectors, RQKMeans(levels=2, codes=5).fit(vectors).resolve("extra_level")
 
 
+def test_draws_follow_the_shares_and_the_seed_alone(toy):
+    _, vectors, sids = toy
+    targets, item = SharedTargets(sids, vectors, 1.), torch.zeros(4000, dtype=torch.long)
+    codes, shares = targets.draw(item, seed=0)
+    found = torch.bincount(codes[:, 0], minlength=5) / 4000
+    assert (found - shares[0][0]).abs().max() < .05
+    for first in codes[:, 0].unique():  # what is left behind a drawn code decides the next target
+        left, at = vectors[0].double() - sids.codebooks[0][first].double(), codes[:, 0] == first
+        expected = (-(left - sids.codebooks[1].double()).square().sum(1) / targets.temperature[1]).softmax(0).float()
+        torch.testing.assert_close(shares[1][at], expected.expand(int(at.sum()), -1))
+    assert torch.equal(codes, targets.draw(item, seed=0)[0]) and not torch.equal(codes, targets.draw(item, seed=1)[0])
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("cache", [0, 2e9], ids=["computed anew", "kept"])
 def test_loss_and_gradient_are_those_of_a_cross_entropy_with_shared_targets(name, cache, toy):
@@ -28,17 +41,18 @@ def test_loss_and_gradient_are_those_of_a_cross_entropy_with_shared_targets(name
     sid_model = SidModel.extend(*base(name), sids, init="normal_matched")
     sid_model.train_only(backbone=False)
     pairs = grounding_pairs(dataset, sids, ("text_to_sid",), holdout=0)
-    encoded, targets = encode_pairs(sid_model, pairs.train).assign(item=pairs.train["item"]), soft_targets(sids, vectors, .5)
-    rows = np.array([3, 8, 21, 30, 5])
-    batch = _part(encoded, rows, 0, 1, targets); batch.pop("direction"); batch.pop("share")
+    encoded, items, rows = encode_pairs(sid_model, pairs.train), pairs.train["item"].to_numpy(copy=True), np.array([3, 8, 21, 30, 5])
+    batch = _part(encoded, rows, 0, 1, lambda rows: _drawn(sid_model, SharedTargets(sids, vectors, .5), items, rows, seed=7))
+    batch.pop("direction"); batch.pop("share")
+    assert any(drawn != own for drawn, own in zip(batch["rest"], encoded.rest.iloc[rows])), "every code drawn is the item's own, so nothing was tested"
     loss, parameters = GroundingLoss(sid_model, cache_bytes=cache), sid_model.new_parameters()
     value = loss(**batch)
     found = torch.autograd.grad(value, parameters)
     total = 0.
-    for i in rows:  # one by one, every token through the model, the full vocabulary's softmax
-        whole, item = encoded.prefix[i] + encoded.rest[i], int(encoded["item"][i])
+    for place, prefix in enumerate(encoded.prefix.iloc[rows]):  # one by one, every token through the model, the full vocabulary's softmax
+        whole = prefix + batch["rest"][place]
         logp = sid_model.model(torch.tensor(whole)[None]).logits[0, -sids.levels - 1:-1].log_softmax(-1)
-        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)): total = total - (targets[level][item] * logp[level, sid_model.n_old + offset:sid_model.n_old + offset + size]).sum()
+        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)): total = total - (batch["soft"][level][place] * logp[level, sid_model.n_old + offset:sid_model.n_old + offset + size]).sum()
     expected = total / (len(rows) * sids.levels)
     assert abs(value.item() - expected.item()) < 1e-4 * abs(expected.item())
     for a, b in zip(found, torch.autograd.grad(expected, parameters)): assert (a - b).norm() <= 1e-4 * b.norm()

@@ -7,8 +7,9 @@ __all__ = ['GroundingConfig', 'heldout_loss', 'ground']
 
 # %% ../../nbs/34_grounding.stage.ipynb #72ee22a2
 import os, shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 from ..core import GTIError, check_choice, content_hash, pick_dtype
 from .loss import GroundingLoss, encode_pairs
 from .pairs import GroundingPairs
-from .targets import soft_targets
+from .targets import SharedTargets
 from ..prompts import GROUNDING
 from ..sid.vocab import SidModel
 from ..training import Checkpoints, KeepBest, StageResult, stage_flops, train_stage
@@ -34,7 +35,7 @@ class GroundingConfig:
     lr_scheduler_type: str = "linear"  # decay, a name `TrainingArguments` knows
     share_text_to_sid: float = 0.8  # share of steps in this direction, 0 to 1; it is the cheap one
     template_weights: dict[str, float] | None = None  # template -> weight among those of its direction; None weighs them alike
-    soften: float = 0.0  # how far a target from text to semantic ID is shared among the codes near the item's vector, as `soft_targets` takes it; 0 gives the item's own codes everything
+    soften: float = 0.0  # how far a target from text to semantic ID is shared among the codes near the item's vector, as `SharedTargets` takes it; 0 gives the item's own codes everything
     max_text_tokens: int = 128  # item text is cut to so many tokens
     cache_bytes: float = 2e9  # room for the states of frozen prompts, in a temporary file or in the GPU's memory; 0 computes them anew each time
     precision: str = "auto"  # of the frozen model: "auto", "bf16" or "fp32"; the new rows are always fp32
@@ -90,18 +91,20 @@ def _schedule(
         return next(sources[names[rng.choice(len(names), p=p)]])
     return [take() for _ in range(config.steps)]
 
-def _batch(pairs: pd.DataFrame, rows: np.ndarray, soft: list[torch.Tensor] | None = None) -> dict:
+def _batch(pairs: pd.DataFrame, rows: np.ndarray) -> dict:
     "Encoded pairs as arguments of `GroundingLoss`."
     group = pairs.iloc[rows]
-    shared = {} if soft is None or group.direction.iloc[0] != "text_to_sid" else dict(soft=[shares[torch.from_numpy(group["item"].to_numpy(copy=True))] for shares in soft])
-    return dict(**shared, prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), fixed=int(group.fixed.iloc[0]))
+    return dict(prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), fixed=int(group.fixed.iloc[0]))
 
-def _part(pairs: pd.DataFrame, rows: np.ndarray, part: int, parts: int, soft: list[torch.Tensor] | None = None) -> dict:
-    "Every `parts`-th pair of a step's batch, with its share of the step's targets."
+def _part(pairs: pd.DataFrame, rows: np.ndarray, part: int, parts: int, soft: Callable[[np.ndarray], dict] | None = None) -> dict:
+    "Every `parts`-th pair of a step's batch, with its share of the step's targets; `soft` has other targets for the whole batch."
     if len(rows) < parts: raise GTIError(f"batch_size: {len(rows)} pairs cannot be cut into {parts} parts (processes times gradient_accumulation_steps); use a larger batch_size")
     own = rows[part::parts]
     share = 1.0 if parts == 1 else float(pairs.n_targets.iloc[own].sum() / pairs.n_targets.iloc[rows].sum())
-    return dict(_batch(pairs, own, soft), direction=pairs.direction.iloc[rows[0]], share=share)
+    direction = pairs.direction.iloc[rows[0]]
+    other = {} if soft is None or direction != "text_to_sid" else soft(rows)
+    if other: other = dict(rest=other["rest"][part::parts], soft=[shares[part::parts] for shares in other["soft"]])
+    return dict(_batch(pairs, own) | other, direction=direction, share=share)
 
 # %% ../../nbs/34_grounding.stage.ipynb #31e9431d
 @torch.no_grad()
@@ -121,18 +124,23 @@ def heldout_loss(
 
 
 # %% ../../nbs/34_grounding.stage.ipynb #4e09e48b
-def _soft(sid_model: SidModel, pairs: GroundingPairs, soften: float, vectors: torch.Tensor | None) -> list[torch.Tensor] | None:
+def _shared(sid_model: SidModel, pairs: GroundingPairs, config: GroundingConfig, vectors: torch.Tensor | None) -> SharedTargets | None:
     "Shared targets of the items, where they were asked for."
-    if not soften: return None
+    if not config.soften: return None
     if sid_model.sids is None or "item" not in pairs.train: raise GTIError("soften: shares targets among the codes of items, and these are pairs of plain words; set soften=0")
     if vectors is None: raise GTIError("soften: needs the vectors that were tokenized; pass vectors=")
-    return soft_targets(sid_model.sids, vectors, soften)
+    return SharedTargets(sid_model.sids, vectors, config.soften)
 
-def _key(sid_model: SidModel, pairs: GroundingPairs, config: GroundingConfig, soft: list[torch.Tensor] | None = None) -> dict:
+def _drawn(sid_model: SidModel, targets: SharedTargets, items: np.ndarray, rows: np.ndarray, seed: int) -> dict:
+    "The answers of a batch and their targets, drawn for this step, as arguments of `GroundingLoss`."
+    codes, shares = targets.draw(torch.from_numpy(items[rows]), seed)
+    return dict(rest=(sid_model.n_old + codes + torch.tensor(sid_model.sids.offsets)).tolist(), soft=shares)
+
+def _key(sid_model: SidModel, pairs: GroundingPairs, config: GroundingConfig, targets: SharedTargets | None = None) -> dict:
     "What two runs must share for one to go on where the other stopped."
     settings = {f"setting {k}": v for k, v in asdict(config).items() if k not in ("save_steps", "report_to", "gradient_accumulation_steps", "cache_bytes")}
     return dict(pairs=content_hash(*(p.to_dict("list") for p in (pairs.train, pairs.heldout))), weights=sid_model.old_hash(), tokens=content_hash(sid_model.token_names, sid_model.tokenizer.get_vocab()),
-                start=content_hash([p.detach() for p in sid_model.new_parameters()]), **({} if soft is None else dict(targets=content_hash(soft))), **settings)
+                start=content_hash([p.detach() for p in sid_model.new_parameters()]), **({} if targets is None else dict(targets=content_hash(targets.vectors))), **settings)
 
 def ground(
     sid_model: SidModel,  # its new rows are trained in place
@@ -145,19 +153,20 @@ def ground(
     vectors: torch.Tensor | None = None,  # for `soften`: the item vectors that were tokenized [n_items, d]
 ) -> StageResult:
     "Train only the new rows on text and semantic-ID pairs (paper, section 3 and Algorithm 1)."
-    soft = _soft(sid_model, pairs, config.soften, vectors)
+    targets = _shared(sid_model, pairs, config, vectors)
     sid_model.train_only(backbone=False)
     before, rows = sid_model.old_hash(), sid_model.new_parameters()
     loss = GroundingLoss(sid_model, sid_model.compute_model(pick_dtype(config.precision, sid_model.device)), config.cache_bytes)
     train, held = (encode_pairs(sid_model, p, config.max_text_tokens) for p in (pairs.train, pairs.heldout))
-    if soft is not None: train["item"] = pairs.train["item"]
+    items = pairs.train["item"].to_numpy(copy=True) if targets else None
+    soft = (lambda step: partial(_drawn, sid_model, targets, items, seed=config.seed + 1_000_003 * step)) if targets else lambda step: None
     schedule, heldout, kept = _schedule(train, config), dict(before=heldout_loss(loss, held)), {}
     if config.eval_steps and not len(held): raise GTIError("eval_steps: there are no held-out pairs to look at; use a larger holdout")
     loss.prefixes.plan((tuple(p[:f]), tuple(p[f:])) for step in schedule for p, f in zip(train.prefix.iloc[step], train.fixed.iloc[step]))
-    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, pairs, config, soft), force, kept)
+    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, pairs, config, targets), force, kept)
     look = lambda: dict(loss=float(np.mean(list((now := heldout_loss(loss, held)).values()))), **now)
     watch = [KeepBest(look, rows, config.eval_steps, config.early_stopping_patience, kept=kept)] if config.eval_steps else []
-    records, seconds, resumed = train_stage("grounding", loss, lambda step, part, parts: _part(train, schedule[step], part, parts, soft), [dict(params=rows, lr=config.learning_rate)], config.steps,
+    records, seconds, resumed = train_stage("grounding", loss, lambda step, part, parts: _part(train, schedule[step], part, parts, soft(step)), [dict(params=rows, lr=config.learning_rate)], config.steps,
         warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, accumulation=config.gradient_accumulation_steps, device=sid_model.device, seed=config.seed,
         checkpoints=checkpoints, callbacks=[*watch, *callbacks], report_to=config.report_to, show=progress)
     if config.early_stopping_patience and "best.0" in kept: watch[0].take_best()
