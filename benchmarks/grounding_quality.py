@@ -5,8 +5,8 @@
 
 Starts read no text of a held-out item. Lines of the table besides the starts, figures that training does not change:
 chance     any semantic ID of the catalogue
-readout    a ridge regression, fitted to the training items, from the frozen model's state behind the prompt to the item's vector; the codes nearest to the vector it gives
-own vector the codes nearest to the item's own vector: less than 1 where collisions moved codes or added a digit that no text tells
+readout    a ridge regression, fitted to the training items, from the frozen model's state behind the prompt to the item's vector; the words nearest to the vector it gives
+own vector the words nearest to the item's own vector: less than 1 where collisions moved codes or added a digit that no text tells
 """
 import argparse, time, warnings
 from dataclasses import replace
@@ -15,9 +15,6 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from gti_nb.assets import load_base
 from gti_nb.core import pick_dtype
 from gti_nb.data import RecDataset, load_dataset
@@ -77,14 +74,25 @@ def near(sids: SemanticIds, vectors: torch.Tensor, items: list[int]) -> dict[str
     return {f"code@{k}": hits(code, sids.codes[items, 0], k).mean().item() for k in KS} | {f"sid@{k}": hits(word, trie.leaf_of[items].long(), k).mean().item() for k in KS}
 
 
+def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
+    "Ridge regression of y on standardized x, the penalty by leave-one-out error; predictions are stretched to the length that y has, which a penalty takes from them and distances need."
+    mean, spread, centre, least = x.mean(0), x.std(0), y.mean(0), np.inf
+    x, y = (x - mean) / spread, y - centre
+    for penalty in 10.0 ** np.arange(0, 4.5, .5):
+        solver = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T)
+        leverage = np.einsum("ij,ji->i", x, solver)[:, None]
+        left_out = (x @ (solver @ y) - leverage * y) / (1 - leverage)
+        error = np.square(y - left_out).sum()
+        if error < least: least, weights = error, solver @ y * np.sqrt(np.square(y).sum() / np.square(left_out).sum())
+    return centre + (new - mean) / spread @ weights
+
+
 def readout(sid_model: SidModel, losses: Losses, pairs: GroundingPairs, vectors: torch.Tensor, template: str) -> dict[str, float]:
     "What a linear map of the frozen states tells of held-out items."
     train, held = (pair_questions(sid_model, p, template).texts for p in (pairs.train, pairs.heldout))
     item, new = (p["item"][p.template == template].to_list() for p in (pairs.train, pairs.heldout))
-    fixed = encode_template(sid_model.tokenizer, GROUNDING[template]).pieces[0]
-    states = losses.last_states(fixed, text_prompts(sid_model, [*train, *held], GROUNDING[template]))
-    ridge = make_pipeline(StandardScaler(), RidgeCV(10.0 ** np.arange(0, 5, .5))).fit(states[:len(train)], vectors[item].numpy())
-    return near(sid_model.sids, torch.from_numpy(ridge.predict(states[len(train):])), new)
+    states = losses.last_states(encode_template(sid_model.tokenizer, GROUNDING[template]).pieces[0], text_prompts(sid_model, [*train, *held], GROUNDING[template])).astype(np.float64)
+    return near(sid_model.sids, torch.from_numpy(ridge(states[:len(train)], vectors[item].double().numpy(), states[len(train):])), new)
 
 
 def measure(a) -> tuple[pd.DataFrame, int]:
@@ -133,7 +141,7 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", default=STARTS, help="names in INITIALIZERS, with or without suffixes")
     parser.add_argument("--ground", nargs="*", help="those of them to ground; all when left out")
     parser.add_argument("--templates", nargs="+", default=["text_to_sid"], help="of the pairs; the first that goes from text to semantic ID is asked (default text_to_sid)")
-    for name, kind, value, text in [("steps", int, 200, "of grounding"), ("lr", float, 3e-3, "learning rate of grounding"), ("share", float, .8, "of steps from text to semantic ID, where templates go both ways"), ("wordings", int, 1, "of a template"),
+    for name, kind, value, text in [("steps", int, 200, "of grounding"), ("lr", float, 1e-2, "learning rate of grounding"), ("share", float, .8, "of steps from text to semantic ID, where templates go both ways"), ("wordings", int, 1, "of a template"),
                                     ("levels", int, 2, "codes an item"), ("codes", int, 128, "codes a level"), ("holdout", float, .1, "share of items held out"), ("seed", int, 0, "of the held-out items, of starts and of grounding")]:
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
     parser.add_argument("--cache", type=float, default=4e9, help="bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)")
