@@ -21,7 +21,7 @@ from gti_nb.text import encode_text
 
 ASK = Template("query_to_tool", "Which tool is the right one for this request?\n{text}", "{sid}")
 TELL = Template("tool_to_description", "What does this tool do?\n{sid}", "{title}", end=True)
-SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive")] + ["text_mean+centred_scale", "text_mean+centred_scale+equal_prior", "ctfidf+centred_scale+equal_prior", "procrustes+centred_scale", "procrustes+centred_scale+equal_prior", "additive+centred_scale+equal_prior+level_offset"]
+SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive")] + ["text_mean+centred_scale", "ctfidf+centred_scale+equal_prior", "procrustes+centred_scale", "additive+centred_scale+equal_prior+level_offset"]
 
 
 def catalogue(a) -> tuple[SidModel, Questions, dict]:
