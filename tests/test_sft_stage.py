@@ -1,7 +1,7 @@
 "Fine-tuning as a stage: shapes of models, parts, packing, adapters, validation, interruptions, full disks, several processes."
 import copy, itertools, os, resource, signal, subprocess, sys
 import numpy as np, pytest, safetensors.torch, torch
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, TrainerCallback
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data import load_dataset
@@ -10,7 +10,7 @@ from gti_nb.decode.trie import SidTrie
 from gti_nb.prompts import retrieval_head, retrieval_prompt
 from gti_nb.sft.adapters import add_adapters, load_adapters, merge_adapters
 from gti_nb.sft.batches import example_batches
-from gti_nb.sft.loss import SFTLoss, collate, fed_tokens, packed_rows, shared_groups
+from gti_nb.sft.loss import SFTLoss, check_loss, collate, fed_tokens, packed_rows, shared_groups
 from gti_nb.sft.stage import PRESETS, SFTConfig, finetune, preset
 from gti_nb.sft.tasks import Example, make_tasks
 from gti_nb.sid.codes import SemanticIds
@@ -145,6 +145,18 @@ def test_examples_of_one_token_behind_what_they_share(toy, split):
     assert loss.groups(batch) == [([0, 2, 1], 3)] and loss.fed(batch) == 3
     alone = SFTLoss(sid_model); alone.share = False
     assert abs(loss(batch)[0].item() - alone(batch)[0].item()) < 1e-6
+
+
+def test_a_model_that_goes_on_differently_behind_a_beginning_is_read_whole(toy, split):
+    sid_model = shaped("llama")
+    batch, loss = mixed(sid_model, toy, split, batch_size=10)[1], SFTLoss(sid_model)
+    check_loss(loss, batch); assert loss.share
+    def forgetful(module, args, kwargs):  # loses what was read before
+        if kwargs.get("past_key_values") is not None: kwargs["past_key_values"] = DynamicCache()
+        return args, kwargs
+    sid_model.model.base_model.register_forward_pre_hook(forgetful, with_kwargs=True)
+    check_loss(loss, batch)
+    assert not loss.share and loss.groups(batch) == [(list(range(10)), 0)]
 
 
 def test_nothing_is_shared_where_a_beginning_cannot_be_read_ahead(toy, split):

@@ -152,7 +152,7 @@ def ground(
     progress: bool = True,  # show the progress bar
     vectors: torch.Tensor | None = None,  # for `soften`: the item vectors that were tokenized [n_items, d]
 ) -> StageResult:
-    "Train only the new rows on text and semantic-ID pairs (paper, section 3 and Algorithm 1)."
+    "Train only the new rows on pairs of texts and tokens: of semantic IDs (paper, section 3 and Algorithm 1), or of described words."
     targets = _shared(sid_model, pairs, config, vectors)
     sid_model.train_only(backbone=False)
     before, rows = sid_model.old_hash(), sid_model.new_parameters()
