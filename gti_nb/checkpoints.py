@@ -12,6 +12,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor, distribute_tensor
 from .core import GTIError, atomic_dir, file_hash, read_json, write_json
 
 # %% ../nbs/29_checkpoints.ipynb #352bd63f
@@ -23,6 +24,14 @@ def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
             out[f"{g}.{i}"] = p.detach()
             out |= {f"{g}.{i}.{name}": torch.as_tensor(value) for name, value in optimizer.state.get(p, {}).items()}
     return out
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    "The tensor of which this process may hold a part."
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+def _like(x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    "A tensor of a parameter's shape where the parameter is, or this process's part of it."
+    return distribute_tensor(x.to(p.device), p.device_mesh, p.placements) if isinstance(p, DTensor) else x.to(p.device)
 
 def _random_states() -> dict[str, torch.Tensor]:
     "The states of torch's generators, on the CPU and on every GPU."
@@ -56,12 +65,17 @@ def save_checkpoint(
     records: list[dict] = (),  # the losses so far
     extra: dict[str, torch.Tensor] = {},  # more tensors to keep
     processes: int = 1,  # that trained together
+    write: bool = True,  # false in all of them but one: they only hand in their parts of a sharded model
 ) -> Path:  # the checkpoint's folder
     "Write everything a stage needs to go on from this step; older checkpoints but one are removed."
     folder = Path(folder); new = folder/f"step-{step:06d}"
     tensors = {**_tensors(optimizer), **_random_states(), **{f"extra.{k}": v for k, v in extra.items()}}
+    for name, value in tensors.items():
+        value = _whole(value)
+        tensors[name] = value.detach().cpu().contiguous() if write else None
+    if not write: return new
     with atomic_dir(new, replace=True) as tmp:
-        _write_tensors(tmp/"state.safetensors", {k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        _write_tensors(tmp/"state.safetensors", tensors)
         write_json(tmp/"state.json", dict(schema=1, step=step, key=key, processes=processes, sha256=file_hash(tmp/"state.safetensors"), records=list(records)))
     for _, old in _found(folder)[:-2]: shutil.rmtree(old)
     return new
@@ -90,9 +104,9 @@ def load_checkpoint(
     for g, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):
             if f"{g}.{i}" not in tensors or tensors[f"{g}.{i}"].shape != p.shape: raise GTIError(f"{path}: holds no parameter {g}.{i} of shape {tuple(p.shape)}; it belongs to another model")
-            p.data.copy_(tensors[f"{g}.{i}"])
+            p.data.copy_(_like(tensors[f"{g}.{i}"], p))
             own = {name: tensors[f"{g}.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq") if f"{g}.{i}.{name}" in tensors}
-            if own: optimizer.state[p] = {name: v.to(p.device) for name, v in own.items()}
+            if own: optimizer.state[p] = {name: _like(v, p) if v.shape == p.shape else v.to(p.device) for name, v in own.items()}
     return about, tensors
 
 # %% ../nbs/29_checkpoints.ipynb #39bd4cda

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
@@ -144,7 +145,7 @@ class _Keep(TrainerCallback):
     def on_step_begin(self, args, state, control, **kw):
         if self.tensors is not None: restore_random(self.tensors); self.tensors = None
     def on_step_end(self, args, state, control, **kw):
-        if self.every and (state.global_step % self.every == 0 or self.arrived) and args.process_index == 0: self.save(state.global_step)
+        if self.every and (state.global_step % self.every == 0 or self.arrived): self.save(state.global_step)
         if self.arrived: signal.raise_signal(self.arrived[0])
 
 # %% ../nbs/30_training.ipynb #a05e3e63
@@ -236,14 +237,14 @@ def has_dropout(
     return any(m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", 0) for m in module.modules())
 
 
-def _arguments(folder: str, steps: int, accumulation: int, autocast: bool, device: torch.device | str, seed: int, report_to: str) -> TrainingArguments:
+def _arguments(folder: str, steps: int, accumulation: int, autocast: bool, device: torch.device | str, seed: int, report_to: str, sharded: bool) -> TrainingArguments:
     "The settings of `Trainer` that all stages share."
     on_cpu = torch.device(device).type == "cpu"
     args = TrainingArguments(
         folder, max_steps=steps, per_device_train_batch_size=1, gradient_accumulation_steps=accumulation, max_grad_norm=1.0,
         bf16=autocast, use_cpu=on_cpu, ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None, ddp_find_unused_parameters=True,
         seed=seed, remove_unused_columns=False, disable_tqdm=True, logging_strategy="no" if report_to == "none" else "steps", logging_steps=1, save_strategy="no",
-        report_to=report_to, dataloader_pin_memory=False)
+        report_to=report_to, dataloader_pin_memory=False, accelerator_config=dict(gradient_accumulation_kwargs=dict(sync_each_batch=sharded)))  # a sharded model's gradients are never whole
     args._n_gpu = min(args.n_gpu, 1)  # on a machine with several GPUs: DataParallel cannot split these batches
     return args
 
@@ -270,7 +271,7 @@ def train_stage(
     _check_reports(report_to, checkpoints)
     optimizer, records, resumed, done, tensors = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True), [], [], 0, None
     with tempfile.TemporaryDirectory() as scratch, finish_step_first(checkpoints is not None) as arrived:
-        args = _arguments(str(checkpoints.folder.parent) if report_to == "tensorboard" else scratch, steps, accumulation, autocast, device, seed, report_to)
+        args = _arguments(str(checkpoints.folder.parent) if report_to == "tensorboard" else scratch, steps, accumulation, autocast, device, seed, report_to, any(isinstance(p, DTensor) for p in module.parameters()))
         found = None if checkpoints is None else load_checkpoint(checkpoints.folder, optimizer, checkpoints.key, checkpoints.force)
         if found is not None:
             about, tensors = found
@@ -282,7 +283,7 @@ def train_stage(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the optimizer's steps were taken before
             for _ in range(done): scheduler.step()
-        save = lambda step: save_checkpoint(checkpoints.folder, step, optimizer, checkpoints.key, records, checkpoints.extra, args.world_size)
+        save = lambda step: save_checkpoint(checkpoints.folder, step, optimizer, checkpoints.key, records, checkpoints.extra, args.world_size, args.process_index == 0)
         trainer = StageTrainer(model=module, args=args, train_dataset=_Parts(batches, done, steps, accumulation, args.process_index, args.world_size), optimizers=(optimizer, scheduler))
         trainer.remove_callback(PrinterCallback)
         trainer.records, own = records, [_Watch(name, records, show), _Keep(done, tensors, checkpoints.every if checkpoints else 0, arrived, save)]

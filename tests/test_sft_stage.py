@@ -534,32 +534,45 @@ def test_other_data_settings_or_weights_are_refused(toy, split, tmp_path):
     assert go(shaped("llama"), split, gradient_accumulation_steps=2).resumed[0]["step"] == 2
 
 
-SHARDED = """
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from gti_nb.sft.stage import _batches, _part
-def learn(sharded):
-    sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
-    sid_model.train_only(backbone=True)
-    loss, batches, mesh = SFTLoss(sid_model), _batches(sid_model, toy.leave_one_out(), SFTConfig(steps=4, batch_size=4, window=5)), init_device_mesh("cpu", (2,))
-    if sharded:
-        for layer in sid_model.backbone.layers: fully_shard(layer, mesh=mesh)
-        fully_shard(loss, mesh=mesh)
-    optimizer = torch.optim.AdamW([p for p in loss.parameters() if p.requires_grad], lr=1e-3)
-    for batch in batches:
-        part = _part(batch, dist.get_rank() if sharded else 0, 2 if sharded else 1)
-        (loss(part["examples"])[0] * part["share"] * (2 if sharded else 1)).backward()
-        torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0); optimizer.step(); optimizer.zero_grad()
-    return [p.detach().full_tensor() if sharded else p.detach() for p in loss.parameters()]
-for a, b in zip(learn(False), learn(True), strict=True): assert (a - b).abs().max() < 1e-5
-dist.barrier()
+SHARDED = STAGE + """
+class Die(TrainerCallback):
+    def on_step_end(self, args, state, control, **kw):
+        if state.global_step == 5: raise RuntimeError("dead")
+def again(out, **settings):
+    "Dies in its fifth step, and goes on from the checkpoint of its fourth."
+    global Kill
+    kill, Kill = Kill, lambda at: Die()
+    try: stage(out, fsdp=True, **settings); assert False, "it was to die"
+    except RuntimeError as e: assert "dead" in str(e)
+    Kill = kill
+    return stage(out, fsdp=True, **settings)
+for name, settings in dict(full={}, lora=dict(mode="lora", lora_dropout=0.0, gradient_accumulation_steps=2), old=dict(old_rows="trained", gradient_checkpointing=True)).items():
+    sharded = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    result = again(f"{sys.argv[1]}-{name}", **settings) if sharded else stage(f"{sys.argv[1]}-{name}", **settings)
+    assert result.resumed == ([dict(step=4, exact=True)] if sharded else []), result.resumed
+if sharded: torch.distributed.barrier(); torch.distributed.destroy_process_group()
 """
 
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+def assert_learned_alike(tmp_path, *names):
+    "One process and two, after torchrun with gloo: the same weights, losses and looks."
+    for name in names:
+        one, two = state(tmp_path/f"one{name}.safetensors"), state(tmp_path/f"two{name}.safetensors")
+        assert one.keys() == two.keys()
+        for n in one: assert (one[n] - two[n]).abs().max() < 1e-5, (name, n)
+
 def test_two_processes_learn_what_one_does(tmp_path):
-    "torchrun with gloo: half of every batch each; and, outside the stage, the loss and the split rows under `fully_shard`."
     run(tmp_path, STAGE + "stage(sys.argv[1])", tmp_path/"one")
-    run(tmp_path, STAGE + "stage(sys.argv[1])" + SHARDED, tmp_path/"two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))
-    one, two = state(tmp_path/"one.safetensors"), state(tmp_path/"two.safetensors")
-    assert one.keys() == two.keys()
-    for n in one: assert (one[n] - two[n]).abs().max() < 1e-5, n
+    run(tmp_path, STAGE + "stage(sys.argv[1])", tmp_path/"two", launcher=TWO)
+    assert_learned_alike(tmp_path, "")
+
+def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does_even_when_killed(tmp_path):
+    run(tmp_path, SHARDED, tmp_path/"one")
+    run(tmp_path, SHARDED, tmp_path/"two", launcher=TWO)
+    assert_learned_alike(tmp_path, "-full", "-lora", "-old")
+
+def test_spreading_takes_processes(split):
+    with pytest.raises(GTIError, match="fsdp: .*there is one; start them with torchrun"): finetune(shaped("llama"), split, config(fsdp=True), progress=False)
+    with pytest.raises(GTIError, match="fsdp: 4-bit layers cannot be spread"): config(fsdp=True, mode="qlora")
+

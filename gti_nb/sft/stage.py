@@ -19,6 +19,7 @@ from ..core import GTIError, check_choice, content_hash, pick_dtype
 from .adapters import adapters, check_quantizable, save_adapters
 from .batches import example_batches
 from .loss import SFTLoss, check_loss
+from .sharding import ShardedCopy
 from .tasks import Example, TaskSettings, make_tasks
 from ..sid.vocab import SidModel
 from ..splits import Split
@@ -44,6 +45,7 @@ class SFTConfig:
     gradient_accumulation_steps: int = 1  # parts a step is computed in, one after the other
     gradient_checkpointing: bool = False  # compute the layers' states again in the backward pass: less memory, a third more work
     packing: int = 0  # tokens of a row that examples share; 0 pads each to a row of its own
+    fsdp: bool = False  # spread weights, gradients and moments over the processes of torchrun instead of a copy for each (`sft.sharding`)
     precision: str = "auto"  # of forward and backward: "auto", "bf16" or "fp32"; weights and optimizer are fp32
     eval_steps: int = 0  # steps between two calls of `validate`; 0 never calls it
     early_stopping_patience: int = 0  # calls without a better value before the stage ends; 0 never ends early
@@ -61,6 +63,7 @@ class SFTConfig:
         for name in ("learning_rate", "learning_rate_new", "warmup_steps", "weight_decay", "packing", "eval_steps", "early_stopping_patience", "save_steps"):
             if not getattr(self, name) >= 0: raise GTIError(f"{name}: got {getattr(self, name)}, must be 0 or more")
         if not 0 <= self.lora_dropout < 1: raise GTIError(f"lora_dropout: got {self.lora_dropout}, allowed: 0 to below 1")
+        if self.fsdp and self.mode == "qlora": raise GTIError("fsdp: 4-bit layers cannot be spread; take mode='lora', or leave fsdp off")
         if self.early_stopping_patience and not self.eval_steps: raise GTIError("early_stopping_patience: counts calls of validate; set eval_steps too")
 
 # %% ../../nbs/42_sft.stage.ipynb #72d973b2
@@ -174,13 +177,16 @@ def finetune(
     with _trainable(sid_model, config) as layers:
         groups = _groups(sid_model, config, layers)
         frozen = [p.detach() for p in sid_model.model.parameters() if not p.requires_grad]; before = content_hash(frozen)
-        watch = KeepBest(validate, [p for group in groups for p in group["params"]], config.eval_steps, config.early_stopping_patience, config.metric_for_best_model,
-                         config.greater_is_better, checkpoints.extra if checkpoints else None) if validate else None
         if config.gradient_checkpointing: _checkpoint_layers(sid_model, "enable", dict(use_reentrant=False))
-        records, seconds, resumed = train_stage("sft", loss, lambda step, part, parts: _part(batches[step], part, parts), groups, config.steps, warmup_steps=int(warmup),
+        shards = ShardedCopy(sid_model, config.packing) if config.fsdp else None
+        watch = KeepBest(shards.looks(validate) if shards else validate, [p for group in groups for p in group["params"]], config.eval_steps, config.early_stopping_patience, config.metric_for_best_model,
+                         config.greater_is_better, checkpoints.extra if checkpoints else None) if validate else None
+        if shards: loss = shards.loss
+        records, seconds, resumed = train_stage("sft", loss, lambda step, part, parts: _part(batches[step], part, parts), shards.groups(groups) if shards else groups, config.steps, warmup_steps=int(warmup),
             lr_scheduler_type=config.lr_scheduler_type, accumulation=config.gradient_accumulation_steps, autocast=pick_dtype(config.precision, sid_model.device) == torch.bfloat16,
             device=sid_model.device, seed=config.seed, checkpoints=checkpoints, callbacks=[*([watch] if watch else []), *callbacks], report_to=config.report_to, show=progress)
         tokens, flops = _cost(loss, batches, len(records), config)
+        if shards: shards.bring_back()
         if watch: watch.take_best()
         if content_hash(frozen) != before: raise GTIError("fine-tuning: weights that were to stand still changed. Please report this")
         if out_dir is not None: _finish(sid_model, Path(out_dir), config)
