@@ -66,6 +66,7 @@ def save_checkpoint(
     extra: dict[str, torch.Tensor] = {},  # more tensors to keep
     processes: int = 1,  # that trained together
     write: bool = True,  # false in all of them but one: they only hand in their parts of a sharded model
+    layout: dict = {},  # name -> setting of how a step is computed: another run may differ, and is not exact then
 ) -> Path:  # the checkpoint's folder
     "Write everything a stage needs to go on from this step; older checkpoints but one are removed."
     folder = Path(folder); new = folder/f"step-{step:06d}"
@@ -76,7 +77,7 @@ def save_checkpoint(
     if not write: return new
     with atomic_dir(new, replace=True) as tmp:
         _write_tensors(tmp/"state.safetensors", tensors)
-        write_json(tmp/"state.json", dict(schema=1, step=step, key=key, processes=processes, sha256=file_hash(tmp/"state.safetensors"), records=list(records)))
+        write_json(tmp/"state.json", dict(schema=1, step=step, key=key, layout=layout, processes=processes, sha256=file_hash(tmp/"state.safetensors"), records=list(records)))
     for _, old in _found(folder)[:-2]: shutil.rmtree(old)
     return new
 

@@ -191,9 +191,16 @@ def atomic_dir(
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        _sync(temporary)
         _swap(temporary, path)
     except OSError as e: raise _disk_error(path, e) from e
     finally: shutil.rmtree(temporary, ignore_errors=True)
+
+def _sync(folder: Path) -> None:
+    "Have everything in a folder on the disk, so that a power cut after its renaming finds it whole."
+    for path in folder.rglob("*"):
+        if not path.is_file(): continue
+        with open(path, "rb") as f: os.fsync(f.fileno())
 
 def _swap(temporary: Path, path: Path) -> None:
     "Give `temporary` the name `path`; what was there is moved away first and put back if that fails."

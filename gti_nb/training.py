@@ -115,6 +115,13 @@ class StageTrainer(Trainer):
             raise GTIError(f"step {self.state.global_step}: out of memory{size}; nothing was changed by this step. Raise gradient_accumulation_steps: the same batch in smaller parts") from e
 
 # %% ../nbs/30_training.ipynb #add70af7
+def _log(trainer: Trainer, values: dict[str, float]) -> None:
+    "Hand values to the trackers, without taking the step's own log from them."
+    due = trainer.control.should_log
+    trainer.log(values)
+    trainer.control.should_log = due
+
+
 class _Watch(TrainerCallback):
     "Records losses, moves the bar, refuses gradients that are not numbers."
     def __init__(self, desc: str, records: list[dict], enabled: bool): self.desc, self.records, self.enabled = desc, records, enabled
@@ -131,7 +138,7 @@ class _Watch(TrainerCallback):
         record = dict(step=state.global_step - 1, direction=pending[0][0], loss=total[0].item())
         if pending[0][2]: record["tasks"] = {task: s / n for task, (s, n) in zip(pending[0][2], total[1:].view(-1, 2).tolist())}
         self.records.append(record); pending.clear()
-        if args.report_to and len(record.get("tasks", {})) > 1: trainer.log({f"loss/{task}": value for task, value in record["tasks"].items()})
+        if args.report_to and len(record.get("tasks", {})) > 1: _log(trainer, {f"loss/{task}": value for task, value in record["tasks"].items()})
         recent = [r["loss"] for r in self.records[-20:]]
         self.bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", refresh=False); self.bar.update(1)
     def on_train_end(self, args, state, control, **kw): self.bar.close()
@@ -189,7 +196,7 @@ class KeepBest(TrainerCallback):
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong or not values: raise GTIError(f"step {state.global_step}: validation gave {values}; expected one finite number or more")
         self.trainer.records[-1]["validation"] = values
-        if args.report_to: self.trainer.log({f"eval_{name}": value for name, value in values.items()})
+        if args.report_to: _log(self.trainer, {f"eval_{name}": value for name, value in values.items()})
         scores = self.scores()
         if scores.index(max(scores)) == len(scores) - 1: self.kept |= {f"best.{i}": p.detach().cpu().clone() for i, p in enumerate(self.parameters)}
         if self.ended(): control.should_training_stop = True
@@ -218,6 +225,7 @@ class Checkpoints:
     every: int  # steps between two
     key: dict  # name -> hash or setting; another run's checkpoint is refused
     force: bool = False  # go on from another run's all the same
+    layout: dict = field(default_factory=dict)  # name -> setting of how a step is computed; another is taken up, but not to the bit
     extra: dict[str, torch.Tensor] = field(default_factory=dict)  # more tensors to keep, filled in when a checkpoint is taken up
 
 
@@ -276,14 +284,15 @@ def train_stage(
         if found is not None:
             about, tensors = found
             done, same = about["step"], about["processes"] == args.world_size
-            records, resumed = about["records"], [dict(step=done, exact=same and (args.world_size == 1 or not has_dropout(module)))]  # the random states are those of the first process
+            alike = same and about["key"] == checkpoints.key and about.get("layout") == checkpoints.layout
+            records, resumed = about["records"], [dict(step=done, exact=alike and (args.world_size == 1 or not has_dropout(module)))]  # the random states are those of the first process
             if not same: warnings.warn(f"{checkpoints.folder}: written by {about['processes']} processes, now {args.world_size}; the result is not exactly that of an uninterrupted run")
             checkpoints.extra |= {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
         scheduler = get_scheduler(lr_scheduler_type, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the optimizer's steps were taken before
             for _ in range(done): scheduler.step()
-        save = lambda step: save_checkpoint(checkpoints.folder, step, optimizer, checkpoints.key, records, checkpoints.extra, args.world_size, args.process_index == 0)
+        save = lambda step: save_checkpoint(checkpoints.folder, step, optimizer, checkpoints.key, records, checkpoints.extra, args.world_size, args.process_index == 0, checkpoints.layout)
         trainer = StageTrainer(model=module, args=args, train_dataset=_Parts(batches, done, steps, accumulation, args.process_index, args.world_size), optimizers=(optimizer, scheduler))
         trainer.remove_callback(PrinterCallback)
         trainer.records, own = records, [_Watch(name, records, show), _Keep(done, tensors, checkpoints.every if checkpoints else 0, arrived, save)]

@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 import torch
 from decoding import FAMILIES, check_lists, random_catalogue, random_model
+from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.decode.beam import beam_search
 from gti_nb.decode.trie import SidTrie, allowed_codes
 from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tree attention is not exact")
 
@@ -157,3 +159,12 @@ def test_prompts_that_begin_alike_rank_the_same(family):
     head = rng.integers(3, 300, 7).tolist()
     prompts = [head + rng.integers(3, 300, n).tolist() for n in (2, 5, 5, 1)]
     check_lists(beam_search(sid_model, prompts, SidTrie(sid_model.sids), beams=6), sid_model, sid_model.merge(), prompts, 6)
+
+
+def test_a_trie_of_other_levels_and_masks_instead_of_rows_are_refused():
+    sids = SemanticIds(torch.tensor([[i // 4, i % 4] for i in range(16)]))
+    sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
+    other = SidTrie(SemanticIds(torch.tensor([[i % 3, i % 5] for i in range(15)])))
+    with pytest.raises(GTIError, match=r"trie: its levels have \[3, 5\] codes, the model's \[4, 4\]"): beam_search(sid_model, [[1, 2]], other, beams=4)
+    for mask in (np.zeros(16, bool), [0.5]):
+        with pytest.raises(GTIError, match=r"exclude\[0\]: .*flatnonzero"): beam_search(sid_model, [[1, 2]], SidTrie(sids), beams=4, exclude=[mask])

@@ -5,12 +5,19 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import ndcg_score, top_k_accuracy_score
+from gti_nb.assets import load_base
 from gti_nb.core import GTIError
+from gti_nb.data import load_dataset
 from gti_nb.evaluate.baselines import popularity, transitions
+from gti_nb.evaluate.model import evaluate_model, query_set, user_set, validation_loss
 from gti_nb.evaluate.ranking import MEASURES, evaluate_queries, evaluate_ranking, metric_columns, metrics, rank_by_score
 from gti_nb.evaluate.sids import evaluate_sids, list_report
 from gti_nb.evaluate.slices import item_popularity, slice_metrics, user_slices
+from gti_nb.queries import load_queries
+from gti_nb.sft.loss import SFTLoss
+from gti_nb.sft.tasks import make_tasks
 from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vocab import SidModel
 from gti_nb.splits import Split
 
 
@@ -249,3 +256,22 @@ def test_baselines_never_read_what_is_held_out():
         assert np.array_equal(baseline(TINY, "test"), baseline(changed, "test"))
         later = Split(**{**vars(TINY), "valid": np.array([5, 5, 4])})
         assert np.array_equal(baseline(TINY, "valid"), baseline(later, "valid"))
+
+
+def test_searches_are_scored_by_grade_too():
+    wishes = load_queries("toy")
+    sids = SemanticIds(torch.tensor([[i // 8, i % 8] for i in range(wishes.n_items)]))
+    sid_model = SidModel.extend(*load_base("tiny-llama"), sids, init="normal_matched")
+    asked = query_set(sid_model, wishes, n=6)
+    per_query = evaluate_model(sid_model, asked, beams=10, ks=[1, 10], thresholds={"any": 0.5, "none": 1e9})[1]
+    assert (per_query["precision[any]@10"] == per_query["precision@10"]).all() and not per_query["precision[none]@10"].any()
+    split = load_dataset("toy").leave_one_out()
+    with pytest.raises(GTIError, match="thresholds: .*belong to queries"): evaluate_model(sid_model, user_set(sid_model, split, n=3), thresholds={"any": 1})
+
+
+def test_the_validation_loss_is_the_mean_over_all_targets():
+    films = load_dataset("toy")
+    sid_model = SidModel.extend(*load_base("tiny-llama"), SemanticIds(torch.tensor([[i // 8, i % 8] for i in range(40)])), init="normal_matched")
+    (task,) = make_tasks("retrieval", sid_model, films, films.leave_one_out())
+    examples = task.examples(np.random.default_rng(0))[:7]
+    assert validation_loss(sid_model, examples, batch_size=3)()["loss"] == pytest.approx(SFTLoss(sid_model)(examples)[0].item(), abs=1e-5)

@@ -1,5 +1,5 @@
 "The folder a trained model leaves as, its card, and the way to the hub."
-import pytest, torch
+import numpy as np, pytest, torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 from gti_nb.assets import EMBEDDED, load_base
@@ -57,3 +57,8 @@ def test_pushing_is_left_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 Unauthorized\nlong story")))
     with pytest.raises(GTIError, match="me/model: the hub did not take it: 401 Unauthorized; check"): push_model(folder, "me/model")
     with pytest.raises(GTIError, match="has no README.md"): push_model(tmp_path, "me/model")
+
+
+def test_metrics_may_be_numpys():
+    sid_model = SidModel.extend(*load_base("tiny-llama"), {"<plus>": "adds two numbers"})
+    assert "| recall@5 | 0.25 |" in model_card(sid_model, arm="mean", data="x", metrics={"recall@5": np.float32(0.25)})

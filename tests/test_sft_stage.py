@@ -576,3 +576,55 @@ def test_spreading_takes_processes(split):
     with pytest.raises(GTIError, match="fsdp: .*there is one; start them with torchrun"): finetune(shaped("llama"), split, config(fsdp=True), progress=False)
     with pytest.raises(GTIError, match="fsdp: 4-bit layers cannot be spread"): config(fsdp=True, mode="qlora")
 
+
+
+# ---- trackers, and what a resumed run says of itself
+
+class Heard(TrainerCallback):
+    "A tracker of its own: what was logged, by step."
+    def __init__(self): self.logs = []
+    def on_log(self, args, state, control, logs=None, **kw): self.logs.append((state.global_step, set(logs)))
+
+
+def test_trackers_get_the_loss_of_every_step_of_every_task_and_of_every_look(toy, split, tmp_path, monkeypatch):
+    heard, sid_model = Heard(), shaped("llama")
+    monkeypatch.setattr("gti_nb.training._check_reports", lambda *_: None)
+    monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda *_: [])
+    finetune(sid_model, mixed(sid_model, toy, split, steps=6), config(steps=6, eval_steps=2, report_to="tensorboard"), out_dir=tmp_path, validate=lambda: dict(loss=1.0), callbacks=[heard], progress=False)
+    steps = lambda name: [step for step, names in heard.logs if name in names]
+    assert steps("loss") == [1, 2, 3, 4, 5, 6] and steps("eval_loss") == [2, 4, 6], heard.logs
+    assert steps("loss/item2index"), heard.logs
+
+
+@pytest.mark.parametrize("change", [{}, dict(gradient_accumulation_steps=3), dict(packing=300), dict(gradient_checkpointing=True)])
+def test_a_resumed_run_is_called_exact_only_where_it_is_computed_alike(change, split, tmp_path):
+    class Dies(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step == 3: raise RuntimeError("dead")
+    with pytest.raises(RuntimeError, match="dead"): finetune(shaped("llama"), split, config(save_steps=1), out_dir=tmp_path, callbacks=[Dies()], progress=False)
+    assert finetune(shaped("llama"), split, config(save_steps=1, **change), out_dir=tmp_path, progress=False).resumed == [dict(step=2, exact=not change)]
+
+
+def test_a_model_that_mixes_packed_examples_is_refused(toy, split):
+    sid_model = shaped("llama")
+    batch = mixed(sid_model, toy, split)[0]
+    embed = sid_model.embed
+    leak = embed.register_forward_hook(lambda m, args, out: out + 0.02 * out.cumsum(1).roll(1, 1) * (torch.arange(out.shape[1]) > 40)[None, :, None])  # what stands far before a token reaches it
+    with pytest.raises(GTIError, match="keep packed examples apart"): check_loss(SFTLoss(sid_model, packing=400), batch)
+    leak.remove(); check_loss(SFTLoss(sid_model, packing=400), batch)
+
+
+def test_a_model_that_cannot_go_on_from_a_beginning_is_read_whole(toy, split):
+    sid_model = shaped("llama")
+    def only_whole(module, args, kwargs):
+        if kwargs.get("past_key_values") is not None: raise IndexError("list index out of range")
+    broken = sid_model.backbone.register_forward_pre_hook(only_whole, with_kwargs=True)
+    check_loss(loss := SFTLoss(sid_model), mixed(sid_model, toy, split)[0])
+    assert not loss.share
+    broken.remove()
+
+
+def test_settings_that_do_not_exist_are_named():
+    with pytest.raises(GTIError, match="lr_scheduler_type: .*'cosin'.*did you mean 'cosine'"): config(lr_scheduler_type="cosin")
+    for wrong in ("10", 2.0):
+        with pytest.raises(GTIError, match="steps: got .*expected a whole number"): config(steps=wrong)

@@ -72,7 +72,10 @@ def _checked(exclude: list | None, n_prompts: int, n_items: int) -> list[Tensor]
     "The left-out items of each prompt as tensors."
     if exclude is None: return None
     if len(exclude) != n_prompts: raise GTIError(f"exclude: got {len(exclude)} lists for {n_prompts} prompts; give one per prompt, [] for none")
-    gone = [torch.as_tensor(e).long().flatten() for e in exclude]
+    gone = [torch.as_tensor(e).flatten() for e in exclude]
+    for i, e in enumerate(gone):
+        if len(e) and (e.dtype == torch.bool or e.is_floating_point()): raise GTIError(f"exclude[{i}]: got {e.dtype}, expected the numbers of item rows; of a mask take numpy.flatnonzero(mask)")
+    gone = [e.long() for e in gone]
     for i, e in enumerate(gone):
         if len(e) and not 0 <= e.min() <= e.max() < n_items: raise GTIError(f"exclude[{i}]: item rows {e.min()}..{e.max()}, allowed: 0..{n_items - 1}, the rows of the catalogue")
     return gone

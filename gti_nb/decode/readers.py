@@ -228,6 +228,7 @@ def _check(sid_model: "SidModel", prompts: list[list[int]], trie: SidTrie, batch
     for i, p in enumerate(prompts):
         if not len(p): raise GTIError(f"prompts[{i}]: empty; expected at least one token id, e.g. the beginning-of-text token")
         if min(p) < 0 or max(p) >= n_tokens: raise GTIError(f"prompts[{i}]: token ids {min(p)}..{max(p)}, allowed: 0..{n_tokens - 1}")
+    if sid_model.sids is not None and trie.level_sizes != list(sid_model.sids.level_sizes): raise GTIError(f"trie: its levels have {trie.level_sizes} codes, the model's {list(sid_model.sids.level_sizes)}; build the trie from sid_model.sids")
     if sum(trie.level_sizes) != sid_model.n_new: raise GTIError(f"trie: its catalogue has {sum(trie.level_sizes)} codes, the model {sid_model.n_new} new tokens; build the trie from sid_model.sids")
     limit = getattr(sid_model.model.config.get_text_config(), "max_position_embeddings", None)
     if limit and longest > limit: raise GTIError(f"prompts: the longest needs {longest} positions with its codes, the model has {limit}; shorten the history")

@@ -9,6 +9,7 @@ __all__ = ['model_card', 'save_model', 'push_model']
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from numbers import Real
 from pathlib import Path
 from huggingface_hub import HfApi, ModelCardData
 from ..assets import EMBEDDED
@@ -42,7 +43,7 @@ def model_card(
     "A README: arm, data, settings, metrics, use and terms."
     base = str(base or sid_model.model.config.name_or_path or "unknown")
     for name, value in (metrics or {}).items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value): raise GTIError(f"metrics: {name!r} is {value!r}, expected a number")
+        if not isinstance(value, Real) or not math.isfinite(value): raise GTIError(f"metrics: {name!r} is {value!r}, expected a number")
     rows = {} if settings is None else asdict(settings) if is_dataclass(settings) else dict(settings)
     sids = sid_model.sids
     tokens = f"{sid_model.n_new} tokens for the semantic IDs of {sids.n_items} items, {sids.levels} codes each" if sids is not None else f"{sid_model.n_new} tokens with descriptions"
@@ -50,7 +51,7 @@ def model_card(
                          tags=["semantic-ids" if sids is not None else "new-tokens", "grounded-token-initialization"])
     parts = [f"---\n{head.to_yaml().strip()}\n---", f"# {_plain(base)} with {sid_model.n_new} new tokens", "A language model whose vocabulary was extended, trained with gti-nb (Grounded Token Initialization, arXiv 2604.02324).",
              _table({"base model": base, "new tokens": tokens, "start of the new rows": arm, "data": data} | rows, ("what", "value"))]
-    if metrics: parts += ["## Results", _table(metrics, ("metric", "value"))]
+    if metrics: parts += ["## Results", _table({name: float(value) for name, value in metrics.items()}, ("metric", "value"))]
     parts += ["## Use", "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\nmodel, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)\n"
               f"tokenizer.convert_tokens_to_ids({sid_model.token_names[0]!r})\n```", "With gti-nb, `SidModel.load(folder)` also brings the semantic IDs, for decoding that names existing items only.",
               "## Terms", "The weights derive from the parts below, whose terms go on applying.", "\n".join([_terms(base, "base model"), _terms(data, "data"), *(f"- {_plain(k)}: {_plain(v)}" for k, v in (licences or {}).items())])]

@@ -10,11 +10,12 @@ import math, os, shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import SchedulerType, TrainerCallback
 from ..core import GTIError, check_choice, content_hash, pick_dtype
 from .adapters import adapters, check_quantizable, save_adapters
 from .batches import example_batches
@@ -58,6 +59,9 @@ class SFTConfig:
     def __post_init__(self):
         check_choice("mode", self.mode, ["full", "lora", "qlora"])
         check_choice("old_rows", self.old_rows, ["frozen", "trained"])
+        check_choice("lr_scheduler_type", self.lr_scheduler_type, [s.value for s in SchedulerType])
+        for name in ("steps", "batch_size", "window", "gradient_accumulation_steps", "lora_r", "packing", "eval_steps", "early_stopping_patience", "save_steps"):
+            if not isinstance(getattr(self, name), Integral): raise GTIError(f"{name}: got {getattr(self, name)!r}, expected a whole number")
         for name in ("steps", "batch_size", "window", "gradient_accumulation_steps", "lora_r"):
             if getattr(self, name) < 1: raise GTIError(f"{name}: got {getattr(self, name)}, must be at least 1")
         for name in ("learning_rate", "learning_rate_new", "warmup_steps", "weight_decay", "packing", "eval_steps", "early_stopping_patience", "save_steps"):
@@ -134,9 +138,11 @@ def _groups(sid_model: SidModel, config: SFTConfig, layers: list[nn.Parameter]) 
     return [group for group in groups if group["params"]]
 
 # %% ../../nbs/42_sft.stage.ipynb #bc8f0e8d
+_LAYOUT = ("gradient_accumulation_steps", "gradient_checkpointing", "packing")  # how a step is computed, not what it is
+
 def _key(sid_model: SidModel, batches: Sequence[list[Example]], config: SFTConfig) -> dict:
     "What two runs must share for one to go on where the other stopped."
-    free = ("save_steps", "report_to", "gradient_accumulation_steps", "gradient_checkpointing", "packing")
+    free = ("save_steps", "report_to", *_LAYOUT)
     data = content_hash([content_hash([[e.task, e.ids, e.scored] for e in batches[step]]) for step in range(config.steps)])
     return dict(data=data, weights=sid_model.old_hash(), tokens=content_hash(sid_model.token_names, sid_model.tokenizer.get_vocab()),
                 start=content_hash([p.detach() for p in sid_model.new_parameters()]), **{f"setting {k}": v for k, v in asdict(config).items() if k not in free})
@@ -172,7 +178,7 @@ def finetune(
     if config.mode == "qlora": check_quantizable(sid_model)
     batches, loss, keep = _batches(sid_model, data, config), SFTLoss(sid_model, config.packing), out_dir is not None and config.save_steps
     if sid_model.old_rows.dtype == torch.float32 or config.mode == "full": check_loss(loss, batches[0])
-    checkpoints = Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, batches, config), force) if keep else None
+    checkpoints = Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, batches, config), force, {name: getattr(config, name) for name in _LAYOUT}) if keep else None
     warmup = config.warmup_steps if config.warmup_steps >= 1 else math.ceil(config.warmup_steps * config.steps)
     with _trainable(sid_model, config) as layers:
         groups = _groups(sid_model, config, layers)
@@ -196,5 +202,6 @@ def _finish(sid_model: SidModel, out_dir: Path, config: SFTConfig) -> None:
     "Write what the stage leaves; the checkpoints have done their work."
     if int(os.environ.get("RANK", 0)) != 0: return
     sid_model.save_rows(out_dir/"sft.safetensors")
+    shutil.rmtree(out_dir/"adapter", ignore_errors=True)  # another run's
     if config.mode != "full" and config.old_rows == "frozen": save_adapters(sid_model, out_dir/"adapter")
     shutil.rmtree(out_dir/"checkpoints", ignore_errors=True)
