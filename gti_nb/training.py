@@ -225,8 +225,8 @@ class Checkpoints:
     every: int  # steps between two
     key: dict  # name -> hash or setting; another run's checkpoint is refused
     force: bool = False  # go on from another run's all the same
-    layout: dict = field(default_factory=dict)  # name -> setting of how a step is computed; another is taken up, but not to the bit
     extra: dict[str, torch.Tensor] = field(default_factory=dict)  # more tensors to keep, filled in when a checkpoint is taken up
+    layout: dict = field(default_factory=dict)  # name -> setting of how a step is computed; another is taken up, but not to the bit
 
 
 def _check_reports(report_to: str, checkpoints: Checkpoints | None) -> None:

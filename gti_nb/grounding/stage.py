@@ -163,7 +163,7 @@ def ground(
     schedule, heldout, kept = _schedule(train, config), dict(before=heldout_loss(loss, held)), {}
     if config.eval_steps and not len(held): raise GTIError("eval_steps: there are no held-out pairs to look at; use a larger holdout")
     loss.prefixes.plan((tuple(p[:f]), tuple(p[f:])) for step in schedule for p, f in zip(train.prefix.iloc[step], train.fixed.iloc[step]))
-    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, pairs, config, targets), force, kept)
+    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, pairs, config, targets), force, kept, dict(gradient_accumulation_steps=config.gradient_accumulation_steps))
     look = lambda: dict(loss=float(np.mean(list((now := heldout_loss(loss, held)).values()))), **now)
     watch = [KeepBest(look, rows, config.eval_steps, config.early_stopping_patience, kept=kept)] if config.eval_steps else []
     records, seconds, resumed = train_stage("grounding", loss, lambda step, part, parts: _part(train, schedule[step], part, parts, soft(step)), [dict(params=rows, lr=config.learning_rate)], config.steps,

@@ -178,7 +178,7 @@ def finetune(
     if config.mode == "qlora": check_quantizable(sid_model)
     batches, loss, keep = _batches(sid_model, data, config), SFTLoss(sid_model, config.packing), out_dir is not None and config.save_steps
     if sid_model.old_rows.dtype == torch.float32 or config.mode == "full": check_loss(loss, batches[0])
-    checkpoints = Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, batches, config), force, {name: getattr(config, name) for name in _LAYOUT}) if keep else None
+    checkpoints = Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(sid_model, batches, config), force, layout={name: getattr(config, name) for name in _LAYOUT}) if keep else None
     warmup = config.warmup_steps if config.warmup_steps >= 1 else math.ceil(config.warmup_steps * config.steps)
     with _trainable(sid_model, config) as layers:
         groups = _groups(sid_model, config, layers)
