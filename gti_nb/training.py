@@ -8,7 +8,7 @@ __all__ = ['target_losses', 'target_loss', 'StageTrainer', 'KeepBest', 'StageRes
 
 # %% ../nbs/30_training.ipynb #8fc0e703
 import math, os, signal, tempfile, time, warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -151,9 +151,17 @@ class _Keep(TrainerCallback):
     def on_train_begin(self, args, state, control, **kw): state.global_step = self.done
     def on_step_begin(self, args, state, control, **kw):
         if self.tensors is not None: restore_random(self.tensors); self.tensors = None
+    def _arrived(self, args) -> int:
+        "The signal that came to any of the processes, 0 for none: they stop behind the same step."
+        number = self.arrived[0] if self.arrived else 0
+        if args.world_size == 1 or not self.every: return number
+        torch.distributed.all_reduce(shared := torch.tensor([number], device=args.device), torch.distributed.ReduceOp.MAX)
+        return int(shared)
     def on_step_end(self, args, state, control, **kw):
-        if self.every and (state.global_step % self.every == 0 or self.arrived): self.save(state.global_step)
-        if self.arrived: signal.raise_signal(self.arrived[0])
+        number = self._arrived(args)
+        if self.every and (state.global_step % self.every == 0 or number): self.save(state.global_step)
+        if number and not self.arrived: signal.raise_signal(number)  # came to another process: noted here as there
+        if number: signal.raise_signal(number)
 
 # %% ../nbs/30_training.ipynb #a05e3e63
 class KeepBest(TrainerCallback):
@@ -188,7 +196,9 @@ class KeepBest(TrainerCallback):
     def on_step_end(self, args, state, control, **kw):
         if state.global_step % self.every and state.global_step < state.max_steps: return
         self.trainer.model.eval()
-        with torch.no_grad(): values = {name: float(value) for name, value in self.measure().items()}
+        with torch.no_grad(): found = self.measure()
+        if not isinstance(found, Mapping): raise GTIError(f"step {state.global_step}: validation gave {found!r}; expected a number by name, such as {{'loss': 3.2}}")
+        values = {name: float(value) for name, value in found.items()}
         self.trainer.model.train()
         if args.world_size > 1:  # one answer for all processes
             torch.distributed.broadcast(shared := torch.tensor(list(values.values()), dtype=torch.float64, device=args.device), 0)

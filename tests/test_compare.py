@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import false_discovery_control, permutation_test, ttest_rel
+from scipy.stats import false_discovery_control, permutation_test, ttest_ind, ttest_rel
 
 from gti_nb.core import GTIError
 from gti_nb.evaluate.compare import compare, gain_table, holm
@@ -183,3 +183,13 @@ def lists_with(frame, width=20):
     for row, target, rank in zip(lists, frame["target"], frame["rank"]):
         if rank == rank: row[int(rank) - 1] = target
     return lists
+
+
+def test_where_all_users_see_the_same_difference_seeds_alone_decide():
+    frame = lambda value: pd.DataFrame({"ndcg@10": np.full(20, value)})
+    base, arm = (.5, .1, .9), (.6, .2, .95)
+    row = compare({"mean": [frame(v) for v in base], "x": [frame(v) for v in arm]}).loc[("ndcg@10", "x")]
+    assert row.p == pytest.approx(ttest_ind(arm, base, equal_var=False).pvalue, abs=1e-6) and row.low < 0 < row.high
+    apart = compare({"mean": [frame(v) for v in (.50, .51)], "x": [frame(v) for v in (.80, .81)]}).loc[("ndcg@10", "x")]
+    assert apart.p < .01 and 0 < apart.low < apart.gain < apart.high
+    assert compare({"mean": frame(.5), "x": frame(.6)}).loc[("ndcg@10", "x"), ["low", "high"]].tolist() == pytest.approx([.2, .2])

@@ -275,3 +275,7 @@ def test_the_validation_loss_is_the_mean_over_all_targets():
     (task,) = make_tasks("retrieval", sid_model, films, films.leave_one_out())
     examples = task.examples(np.random.default_rng(0))[:7]
     assert validation_loss(sid_model, examples, batch_size=3)()["loss"] == pytest.approx(SFTLoss(sid_model)(examples)[0].item(), abs=1e-5)
+
+
+def test_list_lengths_are_numbers():
+    with pytest.raises(GTIError, match="ks: got .True"): evaluate_ranking(np.array([[1, 2]]), [1], ks=[True])

@@ -535,15 +535,16 @@ def test_other_data_settings_or_weights_are_refused(toy, split, tmp_path):
 
 
 SHARDED = STAGE + """
-class Die(TrainerCallback):
+class Stop(TrainerCallback):
     def on_step_end(self, args, state, control, **kw):
-        if state.global_step == 5: raise RuntimeError("dead")
+        if state.global_step == 4 and args.process_index == 1: signal.raise_signal(signal.SIGINT)
 def again(out, **settings):
-    "Dies in its fifth step, and goes on from the checkpoint of its fourth."
+    "One of the processes is interrupted in its fourth step; both save it and stop, and go on from there."
     global Kill
-    kill, Kill = Kill, lambda at: Die()
-    try: stage(out, fsdp=True, **settings); assert False, "it was to die"
-    except RuntimeError as e: assert "dead" in str(e)
+    kill, Kill = Kill, lambda at: Stop()
+    try: stage(out, fsdp=True, **settings)
+    except KeyboardInterrupt: pass
+    else: raise AssertionError("it went on")
     Kill = kill
     return stage(out, fsdp=True, **settings)
 for name, settings in dict(full={}, lora=dict(mode="lora", lora_dropout=0.0, gradient_accumulation_steps=2), old=dict(old_rows="trained", gradient_checkpointing=True)).items():
@@ -567,7 +568,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     run(tmp_path, STAGE + "stage(sys.argv[1])", tmp_path/"two", launcher=TWO)
     assert_learned_alike(tmp_path, "")
 
-def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does_even_when_killed(tmp_path):
+def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does_even_when_interrupted(tmp_path):
     run(tmp_path, SHARDED, tmp_path/"one")
     run(tmp_path, SHARDED, tmp_path/"two", launcher=TWO)
     assert_learned_alike(tmp_path, "-full", "-lora", "-old")
@@ -575,7 +576,6 @@ def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does_even_whe
 def test_spreading_takes_processes(split):
     with pytest.raises(GTIError, match="fsdp: .*there is one; start them with torchrun"): finetune(shaped("llama"), split, config(fsdp=True), progress=False)
     with pytest.raises(GTIError, match="fsdp: 4-bit layers cannot be spread"): config(fsdp=True, mode="qlora")
-
 
 
 # ---- trackers, and what a resumed run says of itself
@@ -628,3 +628,9 @@ def test_settings_that_do_not_exist_are_named():
     with pytest.raises(GTIError, match="lr_scheduler_type: .*'cosin'.*did you mean 'cosine'"): config(lr_scheduler_type="cosin")
     for wrong in ("10", 2.0):
         with pytest.raises(GTIError, match="steps: got .*expected a whole number"): config(steps=wrong)
+    with pytest.raises(GTIError, match="lora_alpha: got -1"): config(lora_alpha=-1)
+    with pytest.raises(GTIError, match="metric_for_best_model: .*set eval_steps too"): config(metric_for_best_model="loss")
+
+
+def test_a_look_that_gives_no_numbers_is_named(split):
+    with pytest.raises(GTIError, match="validation gave None; expected a number by name"): finetune(shaped("llama"), split, config(eval_steps=1), validate=lambda: None, progress=False)

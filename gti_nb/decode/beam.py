@@ -7,6 +7,7 @@ __all__ = ['Beams', 'beam_search']
 
 # %% ../../nbs/51_decode.beam.ipynb #848925bc
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def beam_search(
     objective: str = "logprob",  # "logprob": the model's log-probability, as `generate` has it; "level": normalized among the codes of each level
 ) -> Beams:
     "The most probable items after each prompt by trie-constrained beam search of fixed depth; ties in the order of codes, then of item numbers."
-    if beams < 1: raise GTIError(f"beams: got {beams}, allowed: 1 and up")
+    if not isinstance(beams, Integral) or beams < 1: raise GTIError(f"beams: got {beams!r}, allowed: whole numbers from 1 on")
     gone = _checked(exclude, len(prompts), trie.n_items)
     found = Beams.empty(len(prompts), beams, trie.levels)
     with reading(sid_model, prompts, trie, objective, batch_size, dtype) as reader:

@@ -6,6 +6,7 @@
 __all__ = ['score_all', 'rank_all', 'beam_agreement']
 
 # %% ../../nbs/51_decode.scores.ipynb #54627596
+from numbers import Integral
 from typing import TYPE_CHECKING
 import pandas as pd
 import torch
@@ -64,6 +65,8 @@ def rank_all(
 ) -> Beams:
     "The best items by exact scores; ties in the order of codes, then of item numbers."
     if scores.shape[1] != trie.n_items: raise GTIError(f"scores: got {scores.shape[1]} columns for {trie.n_items} items; give the trie that score_all was given")
+    if not isinstance(width, Integral) or width < 1: raise GTIError(f"width: got {width!r}, allowed: whole numbers from 1 on")
+    if scores.isnan().any(): raise GTIError(f"scores: NaN in row {int(scores.isnan().any(1).int().argmax())}; the model that made them diverged")
     gone, found = _checked(exclude, len(scores), trie.n_items), Beams.empty(len(scores), width, trie.levels)
     leaves = scores[:, trie.leaf_items[trie.first_item[:-1]].long()]
     for row, values in enumerate(leaves):
@@ -85,7 +88,8 @@ def beam_agreement(
     rows = []
     for k in ks:
         a, b = found.items[:, :k], exact.items[:, :k]
-        n = (b >= 0).sum(1).clamp(min=1)
+        n, nothing = (b >= 0).sum(1), (b < 0).all(1)
+        share = lambda same: torch.where(nothing, (a < 0).all(1).float(), same / n.clamp(min=1)).mean().item()  # where nothing is left to list, an empty list is right
         both = ((a[:, :, None] == b[:, None]) & (b[:, None] >= 0)).sum((1, 2))
-        rows.append(dict(k=k, overlap=(both / n).mean().item(), same_place=(((a == b) & (b >= 0)).sum(1) / n).mean().item(), same_list=(a == b).all(1).float().mean().item()))
+        rows.append(dict(k=k, overlap=share(both), same_place=share(((a == b) & (b >= 0)).sum(1)), same_list=(a == b).all(1).float().mean().item()))
     return pd.DataFrame(rows).set_index("k")

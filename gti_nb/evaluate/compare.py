@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
-from scipy.stats import DegenerateDataWarning, bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap, t
 from ..core import GTIError
 from .ranking import metric_columns
 
@@ -30,8 +30,8 @@ def _agree(frames: Mapping[str, list[pd.DataFrame]], columns: list[str], users: 
 def _seeds_by_users(seeds: list[pd.DataFrame], users: pd.Index, metric: str) -> np.ndarray: return np.stack([f[metric].loc[users].to_numpy(float) for f in seeds])
 
 # %% ../../nbs/52_evaluate.compare.ipynb #cf51433f
-def _seed_level(arm: np.ndarray, base: np.ndarray) -> tuple[float, float]:
-    "How much more the difference of two arms [seeds, users] varies than by users alone, as a ratio of standard errors, and its degrees of freedom (inf: seeds add nothing that can be seen)."
+def _seed_level(arm: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
+    "Standard errors of the difference of two arms [seeds, users], by users alone and in all, and the degrees of freedom of the second (inf: seeds add nothing that can be seen)."
     n = arm.shape[1]
     users, both, seeds = (arm.mean(0) - base.mean(0)).var(ddof=1) / n, 0.0, []
     for x in (arm, base):
@@ -40,14 +40,18 @@ def _seed_level(arm: np.ndarray, base: np.ndarray) -> tuple[float, float]:
         both += (rest ** 2).sum() / ((len(x) - 1) * (n - 1)) / (len(x) * n)
         seeds.append((x.mean(1).var(ddof=1) / len(x), len(x) - 1))
     total = sum(v for v, _ in seeds) + max(users - both, 0)
-    if total <= users * (1 + 1e-9) or users == 0: return 1.0, np.inf
-    return float(np.sqrt(total / users)), float(total ** 2 / sum(v ** 2 / df for v, df in seeds))
+    if total <= users * (1 + 1e-9): return float(np.sqrt(users)), float(np.sqrt(users)), np.inf
+    return float(np.sqrt(users)), float(np.sqrt(total)), float(total ** 2 / sum(v ** 2 / df for v, df in seeds))
+
+def _seeds_alone(users: float, both: float) -> bool:
+    "Whether the users agree to the last digits, and only seeds differ."
+    return users < 1e-6 * both
 
 # %% ../../nbs/52_evaluate.compare.ipynb #69d1b920
 def _stretch(arm: np.ndarray, base: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     "A factor for each of n draws of the users, so that the draws vary as users and seeds do together and have the tails of t."
-    ratio, df = _seed_level(arm, base)
-    return ratio * np.sqrt(df / rng.chisquare(df, n)) if np.isfinite(df) else np.ones(n)
+    users, both, df = _seed_level(arm, base)
+    return both / users * np.sqrt(df / rng.chisquare(df, n)) if np.isfinite(df) else np.ones(n)
 
 # %% ../../nbs/52_evaluate.compare.ipynb #5fc354a7
 def _ratio(arm: np.ndarray, base: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -64,8 +68,9 @@ def _p_values(arm: np.ndarray, base: np.ndarray, resamples: int, batch: int, see
     "For users and seeds, and for users alone: how often chance makes a difference as large, arm and base [seeds, users]."
     difference = arm.mean(0) - base.mean(0)
     if not difference.any(): return dict(p=1.0, p_users=1.0)
-    null = _flipped(difference, resamples, batch, np.random.default_rng(seed))
+    null, (users, both, df) = _flipped(difference, resamples, batch, np.random.default_rng(seed)), _seed_level(arm, base)
     share = lambda draws: float((1 + (abs(draws) >= abs(difference.mean()) * (1 - 1e-9)).sum()) / (1 + resamples))
+    if _seeds_alone(users, both): return dict(p=float(2 * t.sf(abs(difference.mean()) / both, df)), p_users=share(null))
     return dict(p=share(null * _stretch(arm, base, resamples, np.random.default_rng(seed))), p_users=share(null))
 
 
@@ -75,6 +80,10 @@ def _paired(arm: np.ndarray, base: np.ndarray, resamples: int, seed: int) -> dic
     ratio, found = _ratio(*users), _p_values(arm, base, resamples, batch, seed)
     if not users[1].any(): return found | dict(gain=np.nan, low=np.nan, high=np.nan)
     if not users[0].any(): return found | dict(gain=-1.0, low=np.nan, high=np.nan)
+    seeds = _seed_level(arm, ratio * base)
+    if _seeds_alone(*seeds[:2]):
+        low, high = ratio * np.exp(t.ppf([0.025, 0.975], seeds[2], scale=seeds[1] / users[0].mean()))
+        return found | dict(gain=ratio - 1, low=low - 1, high=high - 1)
     with warnings.catch_warnings():  # scipy's own interval has no place for infinite ratios, and is not used
         warnings.simplefilter("ignore", DegenerateDataWarning)
         draws = bootstrap(users, _ratio, paired=True, vectorized=True, n_resamples=resamples, batch=batch, method="percentile", rng=np.random.default_rng(seed)).bootstrap_distribution
@@ -106,7 +115,7 @@ def compare(
     arms = {name: [f] if isinstance(f, pd.DataFrame) else list(f) for name, f in frames.items()}
     empty = [name for name, seeds in arms.items() if not seeds]
     if empty: raise GTIError(f"{empty[0]}: got no frame; expected one a seed")
-    metrics, users = metric_columns(arms[baseline][0]) if columns is None else list(columns), arms[baseline][0].index
+    metrics, users = metric_columns(arms[baseline][0]) if columns is None else list(dict.fromkeys(columns)), arms[baseline][0].index
     _agree(arms, metrics, users, columns is None)
     if len(users) < 2: raise GTIError(f"{baseline}: evaluated on {len(users)} users, allowed: 2 and up")
     rows = []

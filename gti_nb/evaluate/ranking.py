@@ -48,7 +48,7 @@ MEASURES = {  # name -> of grades by place [n, k], number of wanted items [n], t
 
 def _check_ks(ks: Sequence[int], width: int) -> None:
     "Refuse a list length that the lists do not have."
-    wrong = [k for k in ks if not isinstance(k, (int, np.integer)) or not 1 <= k <= width]
+    wrong = [k for k in ks if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= width]
     if wrong or not len(ks): raise GTIError(f"ks: got {list(ks)}, allowed: 1 to {width}, the width of the lists; decode with more beams or ask for less")
 
 

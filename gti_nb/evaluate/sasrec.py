@@ -170,7 +170,7 @@ def _fit(model: SASRec, split: "Split", sequences: list[np.ndarray], users: np.n
                 loss = _loss(model, batch)
                 optimizer.zero_grad(); loss.backward(); optimizer.step()
                 losses.append(loss.item())
-            if not np.isfinite(losses).all(): raise GTIError(f"SASRec: the loss is not finite in epoch {len(history)}; lower learning_rate (now {config.learning_rate})")
+            if not np.isfinite(losses).all() or not all(p.isfinite().all() for p in model.parameters()): raise GTIError(f"SASRec: loss or weights are not finite in epoch {len(history)}; lower learning_rate (now {config.learning_rate})")
             ndcg = evaluate_ranking(sasrec_lists(model, split, "valid", 10)[users], split.valid[users], ks=(10,))["ndcg@10"].mean()
             history.append({"loss": np.mean(losses), "ndcg@10": ndcg})
             if best < 0 or ndcg > history[best]["ndcg@10"]: best, state = len(history) - 1, {k: v.clone() for k, v in model.state_dict().items()}

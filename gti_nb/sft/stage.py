@@ -66,6 +66,8 @@ class SFTConfig:
             if getattr(self, name) < 1: raise GTIError(f"{name}: got {getattr(self, name)}, must be at least 1")
         for name in ("learning_rate", "learning_rate_new", "warmup_steps", "weight_decay", "packing", "eval_steps", "early_stopping_patience", "save_steps"):
             if not getattr(self, name) >= 0: raise GTIError(f"{name}: got {getattr(self, name)}, must be 0 or more")
+        if not self.lora_alpha > 0: raise GTIError(f"lora_alpha: got {self.lora_alpha}, must be above 0")
+        if self.metric_for_best_model is not None and not self.eval_steps: raise GTIError("metric_for_best_model: chooses among the calls of validate; set eval_steps too")
         if not 0 <= self.lora_dropout < 1: raise GTIError(f"lora_dropout: got {self.lora_dropout}, allowed: 0 to below 1")
         if self.fsdp and self.mode == "qlora": raise GTIError("fsdp: 4-bit layers cannot be spread; take mode='lora', or leave fsdp off")
         if self.early_stopping_patience and not self.eval_steps: raise GTIError("early_stopping_patience: counts calls of validate; set eval_steps too")
