@@ -13,7 +13,7 @@ from gti_nb.assets import load_base
 from gti_nb.decode.beam import beam_search
 from gti_nb.decode.trie import SidTrie, allowed_codes
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.sid.vocab import SidModel
+from gti_nb.model.extended import ExtendedModel
 from memory import peak_gb
 
 GPU = torch.cuda.is_available()
@@ -41,27 +41,27 @@ def set_up(a: argparse.Namespace) -> SimpleNamespace:
     "Model with random new rows, tree, prompts, and both arms."
     rng, device = torch.Generator().manual_seed(0), "cuda" if GPU else "cpu"
     sids = catalogue(a.items, a.codes, a.levels)
-    sid_model = SidModel.extend(*load_base(a.model), sids)
-    sid_model.new_rows.data += float(sid_model.old_rows.std()) * torch.randn(sid_model.new_rows.shape, generator=rng)
-    sid_model.model.to(device)
+    extended = ExtendedModel.extend(*load_base(a.model), sids)
+    extended.new_rows.data += float(extended.pretrained_rows.std()) * torch.randn(extended.new_rows.shape, generator=rng)
+    extended.model.to(device)
     build, trie = seconds(lambda: SidTrie(sids))
-    n_old, prompts = sid_model.n_old, torch.randint(sid_model.n_old, (a.batch, a.tokens), generator=rng)
+    n_pretrained, prompts = extended.n_pretrained, torch.randint(extended.n_pretrained, (a.batch, a.tokens), generator=rng)
 
     def allowed(_, ids):
-        prefix = tuple(int(t) - n_old - trie.offsets[l] for l, t in enumerate(ids[a.tokens:]))
-        return [n_old + trie.offsets[len(prefix)] + c for c in allowed_codes(trie, prefix) or [0]]
+        prefix = tuple(int(t) - n_pretrained - trie.offsets[l] for l, t in enumerate(ids[a.tokens:]))
+        return [n_pretrained + trie.offsets[len(prefix)] + c for c in allowed_codes(trie, prefix) or [0]]
 
     def theirs(plain):
         return plain.generate(prompts.to(device), attention_mask=torch.ones_like(prompts).to(device), num_beams=a.beams, num_return_sequences=a.beams, do_sample=False, max_new_tokens=a.levels,
                               length_penalty=0.0, eos_token_id=None, pad_token_id=0, prefix_allowed_tokens_fn=allowed).cpu()[:, a.tokens:].view(a.batch, a.beams, a.levels)
 
-    def ours(trie=trie, **options): return beam_search(sid_model, prompts.tolist(), trie, a.beams, batch_size=a.batch, **options)
-    return SimpleNamespace(sid_model=sid_model, trie=trie, build=build, theirs=theirs, ours=ours)
+    def ours(trie=trie, **options): return beam_search(extended, prompts.tolist(), trie, a.beams, batch_size=a.batch, **options)
+    return SimpleNamespace(extended=extended, trie=trie, build=build, theirs=theirs, ours=ours)
 
 
 def against_generate(a: argparse.Namespace, s: SimpleNamespace) -> None:
-    plain = s.sid_model.merge()
-    codes = s.theirs(plain) - s.sid_model.n_old - torch.tensor(s.trie.offsets)
+    plain = s.extended.merge()
+    codes = s.theirs(plain) - s.extended.n_pretrained - torch.tensor(s.trie.offsets)
     distinct = [list(dict.fromkeys(map(tuple, row.tolist()))) for row in s.ours().codes]
     same = sum(mine == [tuple(c) for c in row.tolist()][:len(mine)] for mine, row in zip(distinct, codes))
     t, o, times = ratio(lambda: s.theirs(plain), s.ours, a.pairs)
@@ -89,8 +89,8 @@ def forget_peak() -> None:
 
 def one_arm(a: argparse.Namespace, s: SimpleNamespace) -> None:
     "Peak memory of one arm, printed as JSON: of the model alone, and while it decodes."
-    plain = s.sid_model.merge() if a.arm == "generate" else None
-    if plain is not None: s.sid_model.model = s.sid_model.embed = s.sid_model.head = None
+    plain = s.extended.merge() if a.arm == "generate" else None
+    if plain is not None: s.extended.model = s.extended.embed = s.extended.head = None
     decode = s.ours if plain is None else lambda: s.theirs(plain)
     forget_peak()
     before = peak()

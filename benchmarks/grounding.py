@@ -15,13 +15,15 @@ from datasets import Dataset
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from gti_nb.assets import load_base
-from gti_nb.data import load_dataset
+from gti_nb.initializers.registry import initialize
+from gti_nb.data.dataset import load_dataset
 from gti_nb.grounding.loss import GroundingLoss, encode_pairs
 from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, _part, _schedule
+from gti_nb.grounding.stage import GroundingConfig, batch_part, batch_schedule
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.sid.vocab import SidModel
-from gti_nb.training import stage_flops, train_stage
+from gti_nb.model.extended import ExtendedModel
+from gti_nb.model.losses import stage_flops
+from gti_nb.training.stage import train_stage
 from memory import peak_gb, peak_of
 
 SHARE = {"text_to_sid": 1.0, "both": 0.5}
@@ -32,9 +34,10 @@ def prepare(a):
     torch.manual_seed(0)
     dataset = load_dataset(a.data)
     sids = SemanticIds(torch.randint(a.codes, (dataset.n_items, a.levels)), [torch.eye(a.codes)] * a.levels)
-    sid_model = SidModel.extend(*load_base(a.model), sids, init="normal_matched")
-    pairs = encode_pairs(sid_model, grounding_pairs(dataset, sids, tuple(a.templates), holdout=0).train)
-    return sid_model, pairs, _schedule(pairs, GroundingConfig(steps=a.steps, batch_size=a.batch, share_text_to_sid=SHARE[a.mix]))
+    extended = ExtendedModel.extend(*load_base(a.model), sids)
+    initialize(extended, "normal_matched")
+    pairs = encode_pairs(extended, grounding_pairs(dataset, sids, tuple(a.templates), holdout=0).train)
+    return extended, pairs, batch_schedule(pairs, GroundingConfig(steps=a.steps, batch_size=a.batch, share_text_to_sid=SHARE[a.mix]))
 
 
 def padded(pairs, rows) -> dict:
@@ -63,12 +66,12 @@ def timed(trainer) -> float:
     return time.process_time() - start
 
 
-def full(a, sid_model, pairs, schedule):
+def full(a, extended, pairs, schedule):
     "Algorithm 1 as it is written."
-    model, n_old = sid_model.merge().to(a.dtype).train(), sid_model.n_old
+    model, n_pretrained = extended.merge().to(a.dtype).train(), extended.n_pretrained
     for p in model.parameters(): p.requires_grad_(False)
     matrix = model.get_input_embeddings().weight.requires_grad_(True)
-    mask = torch.zeros(len(matrix), 1, dtype=a.dtype); mask[n_old:] = 1
+    mask = torch.zeros(len(matrix), 1, dtype=a.dtype); mask[n_pretrained:] = 1
     matrix.register_hook(lambda g: g * mask)
     batches = [padded(pairs, rows) for rows in schedule]
     def run():
@@ -76,10 +79,10 @@ def full(a, sid_model, pairs, schedule):
     return run
 
 
-def peft(a, sid_model, pairs, schedule):
+def peft(a, extended, pairs, schedule):
     "PEFT's trainable tokens."
     from peft import LoraConfig, get_peft_model
-    model = get_peft_model(sid_model.merge().to(a.dtype), LoraConfig(r=1, target_modules=["q_proj"], layers_to_transform=[0], trainable_token_indices={"embed_tokens": sid_model.new_ids.tolist()}))
+    model = get_peft_model(extended.merge().to(a.dtype), LoraConfig(r=1, target_modules=["q_proj"], layers_to_transform=[0], trainable_token_indices={"embed_tokens": extended.new_ids.tolist()}))
     for name, p in model.named_parameters(): p.requires_grad_("token_adapter" in name or "trainable_tokens" in name)
     batches = [padded(pairs, rows) for rows in schedule]
     def run():
@@ -87,29 +90,29 @@ def peft(a, sid_model, pairs, schedule):
     return run
 
 
-def trl(a, sid_model, pairs, schedule):
+def trl(a, extended, pairs, schedule):
     "TRL's SFTTrainer on the split module."
     from trl import SFTConfig, SFTTrainer
-    split = sid_model.compute_model(a.dtype)
+    split = extended.compute_model(a.dtype)
     for p in split.parameters(): p.requires_grad_(False)
-    for p in sid_model.new_parameters(): p.requires_grad_(True)
+    for p in extended.new_parameters(): p.requires_grad_(True)
     order = pairs.iloc[[i for rows in schedule for i in rows]]
     data = Dataset.from_list([dict(input_ids=p + r, labels=[-100] * (len(p) + len(r) - n) + (p + r)[-n:]) for p, r, n in zip(order.prefix, order.rest, order.n_targets)])
     def run():
         with tempfile.TemporaryDirectory() as scratch:
             args = arguments(scratch, a, SFTConfig, gradient_checkpointing=False, max_length=None, shuffle_dataset=False, dataset_kwargs={"skip_prepare_dataset": True})
-            return timed(SFTTrainer(model=split, args=args, train_dataset=data, processing_class=sid_model.tokenizer))
+            return timed(SFTTrainer(model=split, args=args, train_dataset=data, processing_class=extended.tokenizer))
     return run
 
 
-def ours(a, sid_model, pairs, schedule):
+def ours(a, extended, pairs, schedule):
     "The grounding stage."
-    loss = GroundingLoss(sid_model, sid_model.compute_model(a.dtype), a.cache)
-    sid_model.train_only(backbone=False)
+    loss = GroundingLoss(extended, extended.compute_model(a.dtype), a.cache)
+    extended.train_only(backbone=False)
     loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix, pairs.fixed)] * 2)
     def run():
         start = time.process_time()
-        train_stage("ours", loss, lambda step, part, parts: _part(pairs, schedule[step], part, parts), [dict(params=sid_model.new_parameters(), lr=1e-3)], a.steps, show=False)
+        train_stage("ours", loss, lambda step, part, parts: batch_part(pairs, schedule[step], part, parts), [dict(params=extended.new_parameters(), lr=1e-3)], a.steps, show=False)
         return time.process_time() - start
     run.loss = loss
     return run
@@ -144,11 +147,11 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[a.precision]
-    sid_model, pairs, schedule = prepare(a)
+    extended, pairs, schedule = prepare(a)
     if a.only:
-        ARMS[a.only](a, sid_model, pairs, schedule)()
+        ARMS[a.only](a, extended, pairs, schedule)()
         return print(json.dumps(dict(peak_gb=peak_gb())))
-    runs = {name: ARMS[name](a, sid_model, pairs, schedule) for name in a.arms}
+    runs = {name: ARMS[name](a, extended, pairs, schedule) for name in a.arms}
     first = runs["ours"]() / a.steps
     seconds = {name: [] for name in runs}
     for _ in range(a.pairs):
@@ -161,7 +164,7 @@ def main() -> None:
     print(f"ours  {first:8.3f} s   in the first epoch, prefixes computed")
     fed = sum(len(rows) * (max(map(len, pairs.rest.iloc[rows])) - 1) for rows in schedule)
     targets = sum(int(pairs.n_targets.iloc[rows].sum()) for rows in schedule)
-    flops, own = stage_flops(sid_model, through=fed, targets=targets) / a.steps, statistics.median(seconds["ours"])
+    flops, own = stage_flops(extended, through=fed, targets=targets) / a.steps, statistics.median(seconds["ours"])
     print(f"ours: {flops / 1e9:.1f} GFLOP a step, {fed / a.steps / own:.0f} fed tokens/s, {flops / own / gemm_peak(a.dtype):.0%} of the GEMM peak of {gemm_peak(a.dtype) / 1e9:.0f} GFLOP/s")
 
 

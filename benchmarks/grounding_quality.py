@@ -17,20 +17,20 @@ import pandas as pd
 import torch
 from gti_nb.assets import load_base
 from gti_nb.core import pick_dtype
-from gti_nb.data import RecDataset, load_dataset
+from gti_nb.data.dataset import RecDataset, load_dataset
 from gti_nb.decode.trie import SidTrie
 from gti_nb.grounding import stage
 from gti_nb.grounding.loss import GroundingLoss
 from gti_nb.grounding.pairs import GroundingPairs, grounding_pairs
-from gti_nb.grounding.quality import pair_questions
+from gti_nb.probe.grounding import pair_questions
 from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.prior import last_states, text_prompts
-from gti_nb.initializers.probe import chance, hits, probe
+from gti_nb.probe.starts import chance, hits, probe
 from gti_nb.initializers.registry import initialize
 from gti_nb.prompts import GROUNDING, encode_template
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.kmeans import RQKMeans
-from gti_nb.sid.vocab import SidModel
+from gti_nb.model.extended import ExtendedModel
 from gti_nb.text import encode_text
 
 KS = (1, 5, 10)
@@ -46,8 +46,8 @@ def hide(dataset: RecDataset, items: list[int]) -> RecDataset:
 
 class Losses:
     "Makes the losses of all runs; the frozen model's states of the prompts, the same for all, are computed once."
-    def __init__(self, sid_model: SidModel, cache_bytes: float):
-        self.prefixes = GroundingLoss(sid_model, sid_model.compute_model(pick_dtype("auto", sid_model.device)), cache_bytes).prefixes
+    def __init__(self, extended: ExtendedModel, cache_bytes: float):
+        self.prefixes = GroundingLoss(extended, extended.compute_model(pick_dtype("auto", extended.device)), cache_bytes).prefixes
 
     def __call__(self, *args) -> GroundingLoss:
         loss = GroundingLoss(*args)
@@ -87,12 +87,12 @@ def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
     return centre + (new - mean) / spread @ weights
 
 
-def readout(sid_model: SidModel, losses: Losses, pairs: GroundingPairs, vectors: torch.Tensor, template: str) -> dict[str, float]:
+def readout(extended: ExtendedModel, losses: Losses, pairs: GroundingPairs, vectors: torch.Tensor, template: str) -> dict[str, float]:
     "What a linear map of the frozen states tells of held-out items."
-    train, held = (pair_questions(sid_model, p, template).texts for p in (pairs.train, pairs.heldout))
+    train, held = (pair_questions(extended, p, template).texts for p in (pairs.train, pairs.heldout))
     item, new = (p["item"][p.template == template].to_list() for p in (pairs.train, pairs.heldout))
-    states = losses.last_states(encode_template(sid_model.tokenizer, GROUNDING[template]).pieces[0], text_prompts(sid_model, [*train, *held], GROUNDING[template])).astype(np.float64)
-    return near(sid_model.sids, torch.from_numpy(ridge(states[:len(train)], vectors[item].double().numpy(), states[len(train):])), new)
+    states = losses.last_states(encode_template(extended.tokenizer, GROUNDING[template]).pieces[0], text_prompts(extended, [*train, *held], GROUNDING[template])).astype(np.float64)
+    return near(extended.sids, torch.from_numpy(ridge(states[:len(train)], vectors[item].double().numpy(), states[len(train):])), new)
 
 
 def measure(a) -> tuple[pd.DataFrame, int]:
@@ -101,23 +101,23 @@ def measure(a) -> tuple[pd.DataFrame, int]:
     vectors = encode_text(dataset.texts(), progress=False)
     sids = RQKMeans(a.levels, a.codes).fit(vectors).resolve(a.collisions, vectors)
     pairs, asked = grounding_pairs(dataset, sids, a.templates, a.wordings, a.holdout, a.seed), next(t for t in a.templates if GROUNDING[t].direction == "text_to_sid")
-    sid_model, held = SidModel.extend(*load_base(a.base), sids), sorted(set(pairs.heldout["item"]))
-    questions, shown = pair_questions(sid_model, pairs.heldout, asked), hide(dataset, held)
-    states = last_states(sid_model, text_prompts(sid_model, questions.texts, GROUNDING[asked]))
-    losses = Losses(sid_model, a.cache)
-    quality = lambda: probe(sid_model, questions, GROUNDING[asked], None, KS, states=states)
-    rows = [dict(start="chance") | {f"{k} before": v for k, v in chance(sid_model, questions, KS).items() if "title" not in k},
+    extended, held = ExtendedModel.extend(*load_base(a.base), sids), sorted(set(pairs.heldout["item"]))
+    questions, shown = pair_questions(extended, pairs.heldout, asked), hide(dataset, held)
+    states = last_states(extended, text_prompts(extended, questions.texts, GROUNDING[asked]))
+    losses = Losses(extended, a.cache)
+    quality = lambda: probe(extended, questions, GROUNDING[asked], None, KS, states=states)
+    rows = [dict(start="chance") | {f"{k} before": v for k, v in chance(extended, questions, KS).items() if "title" not in k},
             dict(start="own vector") | {f"{k} before": v for k, v in near(sids, vectors[held], held).items()}]
-    if not a.no_readout: rows.append(dict(start="readout") | {f"{k} before": v for k, v in readout(sid_model, losses, pairs, vectors, asked).items()})
+    if not a.no_readout: rows.append(dict(start="readout") | {f"{k} before": v for k, v in readout(extended, losses, pairs, vectors, asked).items()})
     for name in a.starts:
-        with warnings.catch_warnings(action="ignore", category=UserWarning): initialize(sid_model, name, dataset=shown, vectors=vectors, seed=a.seed, ask=GROUNDING[asked])
-        drawn, before = [p.detach().clone() for p in sid_model.new_parameters()], {f"{k} before": v for k, v in quality().items()}
+        with warnings.catch_warnings(action="ignore", category=UserWarning): initialize(extended, name, dataset=shown, vectors=vectors, seed=a.seed, ask=GROUNDING[asked])
+        drawn, before = [p.detach().clone() for p in extended.new_parameters()], {f"{k} before": v for k, v in quality().items()}
         arms = a.soften if a.ground is None or name in a.ground else []
         if not arms: rows.append(dict(start=name) | before)
         for soften in arms:
-            for parameter, rows_at_start in zip(sid_model.new_parameters(), drawn): parameter.data.copy_(rows_at_start)
+            for parameter, rows_at_start in zip(extended.new_parameters(), drawn): parameter.data.copy_(rows_at_start)
             began, config = time.process_time(), GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, soften=soften, seed=a.seed)
-            with mock.patch.object(stage, "GroundingLoss", losses): ground(sid_model, pairs, config, progress=False, vectors=vectors)
+            with mock.patch.object(stage, "GroundingLoss", losses): ground(extended, pairs, config, progress=False, vectors=vectors)
             spent = time.process_time() - began
             rows.append(dict(start=name, soften=soften) | before | {f"{k} after": v for k, v in quality().items()} | {"CPU s": spent})
         print(f"{name}: sid@10 {before['sid@10 before']:.3f}", *(f"-> {r['sid@10 after']:.3f} (soften {r['soften']})" for r in rows[-len(arms):] if arms), flush=True)

@@ -7,16 +7,16 @@ import argparse, time
 from pathlib import Path
 import numpy as np
 from gti_nb.assets import load_base
-from gti_nb.data import load_dataset
+from gti_nb.data.dataset import load_dataset
 from gti_nb.figures.initializers import initializer_figure
 from gti_nb.figures.style import save_figure
 from gti_nb.initializers.base import INITIALIZERS
 from gti_nb.initializers.lexical import word_vectors
-from gti_nb.initializers.probe import Questions, compare_initializers, item_questions, word_questions
+from gti_nb.probe.starts import Questions, compare_initializers, item_questions, described_questions
 from gti_nb.prompts import Template
-from gti_nb.queries import load_queries
+from gti_nb.data.queries import load_queries
 from gti_nb.sid.kmeans import RQKMeans
-from gti_nb.sid.vocab import SidModel
+from gti_nb.model.extended import ExtendedModel
 from gti_nb.text import encode_text
 
 ASK = Template("query_to_tool", "Which tool is the right one for this request?\n{text}", "{sid}")
@@ -24,22 +24,22 @@ TELL = Template("tool_to_description", "What does this tool do?\n{sid}", "{title
 SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive")] + ["text_mean+centred_scale", "ctfidf+centred_scale+equal_prior", "procrustes+centred_scale", "additive+centred_scale+equal_prior+level_offset"]
 
 
-def catalogue(a) -> tuple[SidModel, Questions, dict]:
+def catalogue(a) -> tuple[ExtendedModel, Questions, dict]:
     "Semantic IDs of a data set, and titles to ask for."
     dataset = load_dataset(a.data)
     vectors = encode_text(dataset.texts(), progress=False)
     sids = RQKMeans(a.levels, a.codes).fit(vectors).resolve("extra_level")
-    return SidModel.extend(*load_base(a.base), sids), item_questions(dataset, sids, a.questions), dict(dataset=dataset, vectors=vectors)
+    return ExtendedModel.extend(*load_base(a.base), sids), item_questions(dataset, sids, a.questions), dict(dataset=dataset, vectors=vectors)
 
 
-def tools(a) -> tuple[SidModel, Questions, dict]:
+def tools(a) -> tuple[ExtendedModel, Questions, dict]:
     "A new token for each tool, and test queries that one tool answers."
     data = load_queries(a.tools)
     names = [f"<tool_{i}>" for i in range(data.n_items)]
-    sid_model = SidModel.extend(*load_base(a.base), dict(zip(names, data.texts())))
+    extended = ExtendedModel.extend(*load_base(a.base), dict(zip(names, data.texts())))
     single = [q for q in data.rows("test") if len(data.relevant[q]) == 1]
     chosen = np.sort(np.random.default_rng(0).permutation(single)[:a.questions])
-    return sid_model, word_questions(sid_model, [(data.queries["query"][q], names[data.relevant[q][0]]) for q in chosen]), dict(ask=ASK, tell=TELL)
+    return extended, described_questions(extended, [(data.queries["query"][q], names[data.relevant[q][0]]) for q in chosen]), dict(ask=ASK, tell=TELL)
 
 
 def main() -> None:
@@ -54,12 +54,12 @@ def main() -> None:
     parser.add_argument("--out", help="folder for table.csv and the figure")
     a = parser.parse_args()
     started = time.process_time()
-    sid_model, questions, given = tools(a) if a.tools else catalogue(a)
+    extended, questions, given = tools(a) if a.tools else catalogue(a)
     if a.no_titles: given["tell"] = None
     suffixed = [n for n in SUFFIXED if not (a.tools and "level_offset" in n)]
     names = a.names or [n for n in INITIALIZERS if "+" not in n and n != "from_checkpoint"] + suffixed
-    table = compare_initializers(sid_model, names, questions, words=word_vectors(sid_model.tokenizer, limit=a.words), **given)
-    print(f"{a.tools or a.data}, {a.base}: {sid_model.n_new} new tokens, {len(questions.texts)} questions, {time.process_time() - started:.0f} s of CPU")
+    table = compare_initializers(extended, names, questions, words=word_vectors(extended.tokenizer, limit=a.words), **given)
+    print(f"{a.tools or a.data}, {a.base}: {extended.n_new} new tokens, {len(questions.texts)} questions, {time.process_time() - started:.0f} s of CPU")
     print(table.drop(columns=["kl", "safe"]).round(3).to_string())
     if a.out:
         Path(a.out).mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 from gti_nb.assets import load_base
 from gti_nb.evaluate.baselines import tfidf_search
-from gti_nb.grounding.pairs import word_pairs
+from gti_nb.grounding.pairs import described_pairs
 from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.prior import last_states, text_prompts
-from gti_nb.initializers.probe import code_scores, hits
+from gti_nb.probe.starts import code_scores, hits
 from gti_nb.initializers.registry import initialize
 from gti_nb.prompts import Template
-from gti_nb.queries import QueryDataset, load_queries
-from gti_nb.sid.vocab import SidModel
+from gti_nb.data.queries import QueryDataset, load_queries
+from gti_nb.model.extended import ExtendedModel
 
 ASK = Template("query_to_tool", "Which tool is the right one for this request?\n{text}", "{sid}")
 TELL = Template("tool_to_text", "What is this tool for?\n{sid}", "{text}", end=True)
@@ -55,22 +55,22 @@ def main() -> None:
     a = parser.parse_args()
     started, data = time.process_time(), load_queries(a.folder)
     names = [f"<tool_{i}>" for i in range(data.n_items)]
-    sid_model = SidModel.extend(*load_base(a.base), dict(zip(names, data.texts())))
+    extended = ExtendedModel.extend(*load_base(a.base), dict(zip(names, data.texts())))
     chosen = np.sort(np.random.default_rng(a.seed).permutation(data.rows("test"))[:a.questions])
     test = part(data, chosen)
-    states = last_states(sid_model, text_prompts(sid_model, test.queries["query"], ASK))  # no new token in these prompts: the same before and after
-    found = lambda: figures(code_scores(sid_model, states), test.relevant)
+    states = last_states(extended, text_prompts(extended, test.queries["query"], ASK))  # no new token in these prompts: the same before and after
+    found = lambda: figures(code_scores(extended, states), test.relevant)
     drawn, line = data.pairs("train").sample(frac=1, random_state=a.seed).groupby("item"), {("descriptions", "TF-IDF"): tfidf(test, asked=False)}
     for name in a.names:
-        initialize(sid_model, name, seed=a.seed, ask=ASK)
+        initialize(extended, name, seed=a.seed, ask=ASK)
         line["descriptions", f"{name}, not grounded"] = found()
     for n in a.queries:
         more, label = drawn.head(n), f"descriptions, queries a tool: {n}" if n else "descriptions"
         if n: line[label, "TF-IDF"] = tfidf(part(data, np.concatenate([more["query"].unique(), chosen])), asked=True)
         for name in a.names:
-            initialize(sid_model, name, seed=a.seed, ask=ASK)
-            pairs = word_pairs(sid_model, [(text, names[i]) for text, i in zip(more["text"], more["item"])], ASK, TELL, holdout=0)
-            ground(sid_model, pairs, GroundingConfig(steps=a.steps, share_text_to_sid=a.share, learning_rate=a.rate, seed=a.seed), progress=False)
+            initialize(extended, name, seed=a.seed, ask=ASK)
+            pairs = described_pairs(extended, [(text, names[i]) for text, i in zip(more["text"], more["item"])], ASK, TELL, holdout=0)
+            ground(extended, pairs, GroundingConfig(steps=a.steps, share_text_to_sid=a.share, learning_rate=a.rate, seed=a.seed), progress=False)
             line[label, f"{name}, grounded"] = found()
     print(f"{a.folder}, {a.base}: {data.n_items} new tokens, {len(test.relevant)} test queries, {a.steps} steps of grounding, {time.process_time() - started:.0f} s of CPU")
     print(pd.DataFrame(line).T.rename_axis(["texts", "model"]).round(3).to_string())

@@ -20,7 +20,7 @@ import numpy as np
 def load(about: dict):
     "The data set that was exported, and its split by RecBole's rule: what the user has may be listed."
     from dataclasses import replace
-    from gti_nb.data import load_dataset
+    from gti_nb.data.dataset import load_dataset
     dataset = load_dataset(about["data"], k_core=about["k_core"], max_events=about["max_events"])
     return dataset, replace(dataset.leave_one_out(), repeats=True)
 

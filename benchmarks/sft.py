@@ -15,14 +15,15 @@ import numpy as np, torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from gti_nb.assets import load_base
-from gti_nb.data import load_dataset
+from gti_nb.initializers.registry import initialize
+from gti_nb.data.dataset import load_dataset
 from gti_nb.sft.batches import example_batches
 from gti_nb.sft.loss import SFTLoss
 from gti_nb.sft.stage import SFTConfig, _groups, _part
 from gti_nb.sft.tasks import TaskSettings, make_tasks
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.sid.vocab import SidModel
-from gti_nb.training import train_stage
+from gti_nb.model.extended import ExtendedModel
+from gti_nb.training.stage import train_stage
 from memory import peak_gb, peak_of
 
 
@@ -31,17 +32,18 @@ def prepare(a):
     torch.manual_seed(0)
     dataset = load_dataset(a.data)
     sids = SemanticIds(torch.randint(a.codes, (dataset.n_items, a.levels)), [torch.eye(a.codes)] * a.levels)
-    sid_model = SidModel.extend(*load_base(a.model), sids, init="normal_matched")
-    sid_model.train_only(backbone=True)
+    extended = ExtendedModel.extend(*load_base(a.model), sids)
+    initialize(extended, "normal_matched")
+    extended.train_only(backbone=True)
     split, settings = dataset.leave_one_out(), TaskSettings(history=a.history, window=a.history)
     few = sum(len(s) < 6 for s in split.train)
     if few: split.train = [s if len(s) >= 6 else s[:0] for s in split.train]
     print(f"{split.n_users - few:,} users with 6 items or more to learn from, {few:,} with fewer left out; the median user has {np.median([len(s) for s in split.train if len(s)]):.0f}")
-    make = lambda task: list(example_batches(make_tasks(task, sid_model, dataset, split, settings), steps=a.steps, batch_size=a.batch))
-    return sid_model, make("retrieval_rows"), make("retrieval")
+    make = lambda task: list(example_batches(make_tasks(task, extended, dataset, split, settings), steps=a.steps, batch_size=a.batch))
+    return extended, make("retrieval_rows"), make("retrieval")
 
 
-def trl_trainer(a, sid_model, rows, scratch, **kw):
+def trl_trainer(a, extended, rows, scratch, **kw):
     "TRL's trainer over the rows, in random order; the labels say what is scored."
     from trl import SFTConfig as TRLConfig, SFTTrainer
     order = [e for batch in rows for e in batch]
@@ -49,7 +51,7 @@ def trl_trainer(a, sid_model, rows, scratch, **kw):
     data = Dataset.from_list([dict(input_ids=e.ids.tolist(), labels=np.where(e.scored, e.ids, -100).tolist()) for e in order])
     args = TRLConfig(scratch, max_steps=a.steps, per_device_train_batch_size=a.batch, learning_rate=a.lr, weight_decay=0.0, adam_beta2=0.99, use_cpu=True, bf16=a.precision == "bf16", disable_tqdm=True,
                      report_to="none", logging_strategy="no", save_strategy="no", dataloader_pin_memory=False, gradient_checkpointing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **kw)
-    trainer = SFTTrainer(model=sid_model.model, args=args, train_dataset=data, processing_class=sid_model.tokenizer)
+    trainer = SFTTrainer(model=extended.model, args=args, train_dataset=data, processing_class=extended.tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -59,32 +61,32 @@ def timed(function) -> float:
     start = time.process_time(); function()
     return time.process_time() - start
 
-def trl(a, sid_model, rows, windows, **kw):
+def trl(a, extended, rows, windows, **kw):
     def run():
-        with tempfile.TemporaryDirectory() as scratch: return timed(trl_trainer(a, sid_model, rows, scratch, **kw).train)
+        with tempfile.TemporaryDirectory() as scratch: return timed(trl_trainer(a, extended, rows, scratch, **kw).train)
     return run
 
-def ours(a, sid_model, batches, packing=0):
+def ours(a, extended, batches, packing=0):
     config = SFTConfig(steps=a.steps, batch_size=a.batch, learning_rate=a.lr, learning_rate_new=a.lr)
-    loss = SFTLoss(sid_model, packing)
-    groups = lambda: _groups(sid_model, config, sid_model.backbone_parameters())
+    loss = SFTLoss(extended, packing)
+    groups = lambda: _groups(extended, config, extended.backbone_parameters())
     return lambda: timed(lambda: train_stage("sft", loss, lambda step, part, parts: _part(batches[step], part, parts), groups(), a.steps, autocast=a.precision == "bf16", show=False))
 
 ARMS = {
     "trl": trl,
-    "trl-grouped": lambda a, sid_model, rows, windows: trl(a, sid_model, rows, windows, train_sampling_strategy="group_by_length"),
-    "rows": lambda a, sid_model, rows, windows: ours(a, sid_model, rows),
-    "packed": lambda a, sid_model, rows, windows: ours(a, sid_model, rows, packing=max(len(e.ids) for batch in rows for e in batch)),
-    "one-pass": lambda a, sid_model, rows, windows: ours(a, sid_model, windows)}
+    "trl-grouped": lambda a, extended, rows, windows: trl(a, extended, rows, windows, train_sampling_strategy="group_by_length"),
+    "rows": lambda a, extended, rows, windows: ours(a, extended, rows),
+    "packed": lambda a, extended, rows, windows: ours(a, extended, rows, packing=max(len(e.ids) for batch in rows for e in batch)),
+    "one-pass": lambda a, extended, rows, windows: ours(a, extended, windows)}
 
 
-def same_loss(a, sid_model, rows) -> tuple[float, float]:
+def same_loss(a, extended, rows) -> tuple[float, float]:
     "The loss of the first batch as TRL's trainer has it, and as ours has it; fp32."
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = trl_trainer(a, sid_model, rows, scratch)
+        trainer = trl_trainer(a, extended, rows, scratch)
         batch = trainer.data_collator([dict(input_ids=e.ids.tolist(), labels=np.where(e.scored, e.ids, -100).tolist()) for e in rows[0]])
-        sid_model.model.train()
-        with torch.no_grad(): return trainer.compute_loss(sid_model.model, dict(batch)).item(), SFTLoss(sid_model)(rows[0])[0].item()
+        extended.model.train()
+        with torch.no_grad(): return trainer.compute_loss(extended.model, dict(batch)).item(), SFTLoss(extended)(rows[0])[0].item()
 
 
 def main() -> None:
@@ -100,14 +102,14 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     a = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # of transformers about the name of an argument
-    sid_model, rows, windows = prepare(a)
+    extended, rows, windows = prepare(a)
     if a.only:
-        ARMS[a.only](a, sid_model, rows, windows)()
+        ARMS[a.only](a, extended, rows, windows)()
         return print(json.dumps(dict(peak_gb=peak_gb())))
-    theirs, own = same_loss(a, sid_model, rows)
+    theirs, own = same_loss(a, extended, rows)
     print(f"loss of one batch: TRL {theirs:.6f}, ours {own:.6f}, difference {abs(theirs - own):.1e}")
     assert abs(theirs - own) < 1e-4, "the objectives differ, so nothing is compared"
-    runs = {name: ARMS[name](a, sid_model, rows, windows) for name in a.arms}
+    runs = {name: ARMS[name](a, extended, rows, windows) for name in a.arms}
     seconds = {name: [] for name in runs}
     for _ in range(a.pairs):
         for name, run in runs.items(): seconds[name].append(run())

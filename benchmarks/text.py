@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from gti_nb.assets import asset_path
 from gti_nb.core import pick_device
-from gti_nb.data import load_dataset
+from gti_nb.data.dataset import load_dataset
 from gti_nb.text import encode_text, item_texts, token_batches
 
 

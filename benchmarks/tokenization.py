@@ -14,9 +14,9 @@ from memory import peak_gb
 
 
 def load_vectors(source: str | None) -> tuple[str, torch.Tensor]:
-    "A name and float32 vectors: a safetensors file of `vectors`, a folder written by `gti_nb.sid.tokenize`, or (None) MiniLM vectors of MovieLens-100K."
+    "A name and float32 vectors: a safetensors file of `vectors`, a folder written by `gti_nb.tokenize`, or (None) MiniLM vectors of MovieLens-100K."
     if source is None:
-        from gti_nb.data import load_dataset
+        from gti_nb.data.dataset import load_dataset
         from gti_nb.text import encode_text
         return "movielens-100k", encode_text(load_dataset("movielens-100k").texts(), progress=False)
     path = Path(source)

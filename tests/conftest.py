@@ -8,10 +8,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "browser: drives a real JupyterLab in headless Chromium")
-
-
 @pytest.fixture(scope="session")
 def root() -> Path: return ROOT
 

@@ -46,14 +46,14 @@ def test_a_training_keeps_everything(done):
         assert losses.groupby("stage").step.nunique().to_dict() == ({"sft": 6} if arm == "mean" else {"grounding": 4, "sft": 6})
         per_user = run.per_user()
         assert len(per_user) == 30 == run.metrics["metrics"]["users"] and run.metrics["metrics"]["recall@10"] == pytest.approx(per_user["recall@10"].mean())
-        assert run.record["metrics"] == run.metrics["metrics"] and set(run.record["hashes"]) == {"data", "sids", "old_rows"}
+        assert run.record["metrics"] == run.metrics["metrics"] and set(run.record["hashes"]) == {"data", "sids", "pretrained_rows"}
         for stage in run.record["stages"].values(): assert stage["seconds"] > 0
         assert not [p for p in run.folder.iterdir() if p.name.startswith(".")]
 
 
 def test_arms_share_data_and_start(done):
     mean, gti = of(done[0], "train", "mean"), of(done[0], "train", "gti")
-    assert mean.record["hashes"]["data"] == gti.record["hashes"]["data"] and mean.record["hashes"]["sids"] == gti.record["hashes"]["sids"] and mean.record["hashes"]["old_rows"] != ""
+    assert mean.record["hashes"]["data"] == gti.record["hashes"]["data"] and mean.record["hashes"]["sids"] == gti.record["hashes"]["sids"] and mean.record["hashes"]["pretrained_rows"] != ""
     rows = lambda run, stage: safe_open(run.folder/"rows"/f"{stage}.safetensors", "np").get_tensor("rows")
     assert (rows(mean, "init") == rows(gti, "init")).all() and not (rows(gti, "init") == rows(gti, "grounded")).all()
 
@@ -106,7 +106,7 @@ TINY = ["-p", "base", "tiny-llama", "-p", "precision", "fp32", "-p", "device", "
 
 
 def test_search_from_queries_to_metrics(tmp_path):
-    from gti_nb.queries import load_queries
+    from gti_nb.data.queries import load_queries
     wishes = load_queries("toy"); wishes.save(tmp_path/"data")
     made = gti("run", "tokenize", "-p", "data", tmp_path/"data", "-p", "levels", 2, "-p", "codes", 8, "--out-dir", tmp_path/"tokens")
     assert made.returncode == 0, made.stderr[-2000:]

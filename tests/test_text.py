@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from gti_nb import text as module
-from gti_nb.assets import _tiny_tokenizer, asset_path, load_base
+from gti_nb.assets import tiny_tokenizer, asset_path, load_base
 from gti_nb.core import GTIError
-from gti_nb.data import load_dataset
+from gti_nb.data.dataset import load_dataset
 from gti_nb.text import LinearMap, encode_text, item_texts, reduce, token_batches
 
 TEXTS = ["The Lion King. Film from 1994.", "x", "A long one " * 80, "", "مرحبا 🎬 <|im_end|>", "The Lion King. Film from 1994."]
@@ -117,7 +117,7 @@ def test_any_encoder(tiny):
 def test_an_encoder_without_a_limit(tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    SentenceTransformer(modules=[StaticEmbedding(_tiny_tokenizer(), embedding_dim=8)], device="cpu").save(str(tmp_path))
+    SentenceTransformer(modules=[StaticEmbedding(tiny_tokenizer(), embedding_dim=8)], device="cpu").save(str(tmp_path))
     texts = ["a film", "a longer film about war and love", "x"]
     wanted = SentenceTransformer(str(tmp_path), device="cpu").encode(texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False)
     assert torch.allclose(encode_text(texts, tmp_path, cache=False, progress=False), wanted, atol=1e-5)
@@ -248,7 +248,7 @@ def test_two_processes_give_the_vectors_of_one(minilm, cache, tmp_path):
     script = tmp_path/"encode.py"
     script.write_text("""import os, sys, torch
 from gti_nb import text
-from gti_nb.data import load_dataset
+from gti_nb.data.dataset import load_dataset
 texts, rank, mine = load_dataset("toy").texts(), os.environ["RANK"], []
 encode = text._encode
 def spy(encoder, texts, lengths, batches, *rest): mine.extend(i for b in batches for i in b); return encode(encoder, texts, lengths, batches, *rest)

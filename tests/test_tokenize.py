@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from gti_nb.core import GTIError
-from gti_nb.data import load_dataset
-from gti_nb.queries import load_queries
+from gti_nb.data.dataset import load_dataset
+from gti_nb.data.queries import load_queries
 from gti_nb.sid import tokenize as module
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.sid.given import random_sids
+from gti_nb.sid.imported import random_sids
 from gti_nb.sid.quantizers import QUANTIZERS, compare_quantizers, plan_comparison, rank_quantizers
 from gti_nb.sid.rqvae import RQVAE
-from gti_nb.sid.tokenize import load_tokens, tokenize
+from gti_nb.tokenize import load_tokens, tokenize
 
 SETTINGS = dict(levels=2, codes=8, progress=False)
 
