@@ -1,4 +1,5 @@
 "README.md from nbs/index.ipynb: markdown as it is, code with its saved outputs, nothing hidden, links seen from the top folder."
+
 import posixpath
 import re
 import sys
@@ -17,7 +18,8 @@ def readme(notebook: Path) -> str:
     cells = []
     for cell in nb.cells:
         directives = {d.strip() for d in DIRECTIVE.findall(cell.source)}
-        if cell.cell_type == "raw" or "hide" in directives: continue
+        if cell.cell_type == "raw" or "hide" in directives:
+            continue
         if cell.cell_type == "markdown":
             cell.source = LINK.sub(lambda m: m[1] + posixpath.normpath(posixpath.join("nbs", m[2])) + m[3], cell.source)
         else:
@@ -26,7 +28,8 @@ def readme(notebook: Path) -> str:
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python"}
     text, resources = MarkdownExporter().from_notebook_node(nb)
-    if resources.get("outputs"): sys.exit(f"{notebook}: pictures in outputs do not fit in README.md; save them under nbs/images and link them")
+    if resources.get("outputs"):
+        sys.exit(f"{notebook}: pictures in outputs do not fit in README.md; save them under nbs/images and link them")
     text = re.sub(r"<style scoped>.*?</style>\n", "", text, flags=re.S)  # pandas' own, which a README page shows as text
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

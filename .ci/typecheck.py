@@ -35,7 +35,8 @@ def with_methods_in_place(source: str) -> str:
             continue
         owner = ast.unparse(function.args.args[0].annotation)
         if owner not in classes:
-            print(f"{function.name}: patched into {owner}, which is a class of another module; write a function instead"); continue
+            print(f"{function.name}: patched into {owner}, which is a class of another module; write a function instead")
+            continue
         first = min(d.lineno for d in function.decorator_list) - 1
         others = [lines[d.lineno - 1] for d in function.decorator_list if "patch" not in lines[d.lineno - 1]]
         body = lines[function.lineno - 1 : function.end_lineno]

@@ -5,16 +5,24 @@ On a GPU the clock is wall time. With more than 1,000 items also: how long the t
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --beams 50 --tokens 150 --batch 8 --pairs 3
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --items 1000000 --codes 256 --levels 4
 """
-import argparse, json, statistics, subprocess, sys, time
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
+
 import torch
+from memory import peak_gb
+
 from gti_nb.assets import load_base
 from gti_nb.decode.beam import beam_search
 from gti_nb.decode.trie import SidTrie, allowed_codes
-from gti_nb.sid.codes import SemanticIds
 from gti_nb.model.extended import ExtendedModel
-from memory import peak_gb
+from gti_nb.sid.codes import SemanticIds
 
 GPU = torch.cuda.is_available()
 
@@ -48,14 +56,30 @@ def set_up(a: argparse.Namespace) -> SimpleNamespace:
     n_pretrained, prompts = extended.n_pretrained, torch.randint(extended.n_pretrained, (a.batch, a.tokens), generator=rng)
 
     def allowed(_, ids):
-        prefix = tuple(int(t) - n_pretrained - trie.offsets[l] for l, t in enumerate(ids[a.tokens:]))
+        prefix = tuple(int(t) - n_pretrained - trie.offsets[l] for l, t in enumerate(ids[a.tokens :]))
         return [n_pretrained + trie.offsets[len(prefix)] + c for c in allowed_codes(trie, prefix) or [0]]
 
     def theirs(plain):
-        return plain.generate(prompts.to(device), attention_mask=torch.ones_like(prompts).to(device), num_beams=a.beams, num_return_sequences=a.beams, do_sample=False, max_new_tokens=a.levels,
-                              length_penalty=0.0, eos_token_id=None, pad_token_id=0, prefix_allowed_tokens_fn=allowed).cpu()[:, a.tokens:].view(a.batch, a.beams, a.levels)
+        return (
+            plain.generate(
+                prompts.to(device),
+                attention_mask=torch.ones_like(prompts).to(device),
+                num_beams=a.beams,
+                num_return_sequences=a.beams,
+                do_sample=False,
+                max_new_tokens=a.levels,
+                length_penalty=0.0,
+                eos_token_id=None,
+                pad_token_id=0,
+                prefix_allowed_tokens_fn=allowed,
+            )
+            .cpu()[:, a.tokens :]
+            .view(a.batch, a.beams, a.levels)
+        )
 
-    def ours(trie=trie, **options): return beam_search(extended, prompts.tolist(), trie, a.beams, batch_size=a.batch, **options)
+    def ours(trie=trie, **options):
+        return beam_search(extended, prompts.tolist(), trie, a.beams, batch_size=a.batch, **options)
+
     return SimpleNamespace(extended=extended, trie=trie, build=build, theirs=theirs, ours=ours)
 
 
@@ -63,14 +87,18 @@ def against_generate(a: argparse.Namespace, s: SimpleNamespace) -> None:
     plain = s.extended.merge()
     codes = s.theirs(plain) - s.extended.n_pretrained - torch.tensor(s.trie.offsets)
     distinct = [list(dict.fromkeys(map(tuple, row.tolist()))) for row in s.ours().codes]
-    same = sum(mine == [tuple(c) for c in row.tolist()][:len(mine)] for mine, row in zip(distinct, codes))
+    same = sum(mine == [tuple(c) for c in row.tolist()][: len(mine)] for mine, row in zip(distinct, codes))
     t, o, times = ratio(lambda: s.theirs(plain), s.ours, a.pairs)
-    print(f"equal ordered lists: {same} of {a.batch}\ngenerate {a.batch / t:.2f} users/s, beam_search {a.batch / o:.2f} users/s, ratio {times:.1f}")
+    print(
+        f"equal ordered lists: {same} of {a.batch}\ngenerate {a.batch / t:.2f} users/s, beam_search {a.batch / o:.2f} users/s, ratio {times:.1f}"
+    )
 
 
 def against_1000_items(a: argparse.Namespace, s: SimpleNamespace) -> None:
     small, rng = SidTrie(catalogue(1000, a.codes, a.levels)), torch.Generator().manual_seed(1)
-    print(f"tree of {a.items} items: built in {s.build:.2f} s, {s.trie.nbytes / 1e6:.1f} MB, nodes by level {[len(c) for c in s.trie.codes]}")
+    print(
+        f"tree of {a.items} items: built in {s.build:.2f} s, {s.trie.nbytes / 1e6:.1f} MB, nodes by level {[len(c) for c in s.trie.codes]}"
+    )
     for left_out in (0, 50):
         many, few = ([torch.randint(n, (left_out,), generator=rng) for _ in range(a.batch)] for n in (a.items, 1000))
         search = lambda trie, gone: s.ours(trie, exclude=gone if left_out else None)
@@ -80,17 +108,23 @@ def against_1000_items(a: argparse.Namespace, s: SimpleNamespace) -> None:
 
 def peak() -> float:
     "Peak memory in GB of this process since `forget_peak`; on a GPU the device's."
-    if GPU: return torch.cuda.max_memory_allocated() / 1e9
+    if GPU:
+        return torch.cuda.max_memory_allocated() / 1e9
     return peak_gb()
 
+
 def forget_peak() -> None:
-    if GPU: torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists(): Path("/proc/self/clear_refs").write_text("5")
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
 
 def one_arm(a: argparse.Namespace, s: SimpleNamespace) -> None:
     "Peak memory of one arm, printed as JSON: of the model alone, and while it decodes."
     plain = s.extended.merge() if a.arm == "generate" else None
-    if plain is not None: s.extended.model = s.extended.embed = s.extended.head = None
+    if plain is not None:
+        s.extended.model = s.extended.embed = s.extended.head = None
     decode = s.ours if plain is None else lambda: s.theirs(plain)
     forget_peak()
     before = peak()
@@ -101,16 +135,29 @@ def one_arm(a: argparse.Namespace, s: SimpleNamespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
-    for name, value, text in [("beams", 20, "W"), ("tokens", 84, "prompt length"), ("batch", 4, "prompts"), ("items", 1349, "catalogue"), ("codes", 64, "codes a level"), ("levels", 3, "levels"),
-                              ("pairs", 5, "timed pairs")]:
+    for name, value, text in [
+        ("beams", 20, "W"),
+        ("tokens", 84, "prompt length"),
+        ("batch", 4, "prompts"),
+        ("items", 1349, "catalogue"),
+        ("codes", 64, "codes a level"),
+        ("levels", 3, "levels"),
+        ("pairs", 5, "timed pairs"),
+    ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--arm", choices=["generate", "beam_search"], help="only measure this arm's memory, as the benchmark does in a process of its own")
+    parser.add_argument(
+        "--arm", choices=["generate", "beam_search"], help="only measure this arm's memory, as the benchmark does in a process of its own"
+    )
     a = parser.parse_args()
-    if a.arm: return one_arm(a, set_up(a))
-    print(f"{a.model}, W={a.beams}, {a.batch} prompts of {a.tokens} tokens, {a.items} items of {a.levels} x {a.codes} codes, {'GPU' if GPU else 'CPU'}, {torch.get_num_threads()} threads, median of {a.pairs} pairs")
+    if a.arm:
+        return one_arm(a, set_up(a))
+    print(
+        f"{a.model}, W={a.beams}, {a.batch} prompts of {a.tokens} tokens, {a.items} items of {a.levels} x {a.codes} codes, {'GPU' if GPU else 'CPU'}, {torch.get_num_threads()} threads, median of {a.pairs} pairs"
+    )
     s = set_up(a)
     against_generate(a, s)
-    if a.items > 1000: against_1000_items(a, s)
+    if a.items > 1000:
+        against_1000_items(a, s)
     del s
     for arm in ("generate", "beam_search"):
         done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--arm", arm], check=True, capture_output=True, text=True)
@@ -118,4 +165,5 @@ def main() -> None:
         print(f"memory of {arm}: peak {gb['peak']:.2f} GB, with the model loaded and nothing decoded {gb['model']:.2f} GB")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

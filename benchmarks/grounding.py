@@ -9,22 +9,29 @@
 
 "ours" is timed on steps whose prefixes are kept already, as in all epochs but the first; `first epoch` has them computed. Peers are as fast as their defaults make them.
 """
-import argparse, json, statistics, tempfile, time
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+
 import torch
 from datasets import Dataset
+from memory import peak_gb, peak_of
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
 from gti_nb.assets import load_base
-from gti_nb.initializers.registry import initialize
 from gti_nb.data.dataset import load_dataset
 from gti_nb.grounding.loss import GroundingLoss, encode_pairs
 from gti_nb.grounding.pairs import grounding_pairs
 from gti_nb.grounding.stage import GroundingConfig, batch_part, batch_schedule
-from gti_nb.sid.codes import SemanticIds
+from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.model.losses import stage_flops
+from gti_nb.sid.codes import SemanticIds
 from gti_nb.training.stage import train_stage
-from memory import peak_gb, peak_of
 
 SHARE = {"text_to_sid": 1.0, "both": 0.5}
 
@@ -50,58 +57,108 @@ def padded(pairs, rows) -> dict:
 
 
 def arguments(scratch, a, cls=TrainingArguments, **kw):
-    return cls(scratch, max_steps=a.steps, per_device_train_batch_size=a.batch, learning_rate=1e-3, weight_decay=0.0, use_cpu=True, bf16=False, disable_tqdm=True, report_to="none",
-               logging_strategy="no", save_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False, **kw)
+    return cls(
+        scratch,
+        max_steps=a.steps,
+        per_device_train_batch_size=a.batch,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        **kw,
+    )
 
 
 class Ready(Trainer):
     "`Trainer` over batches that are ready, in order."
-    def get_train_dataloader(self): return torch.utils.data.DataLoader(self.train_dataset, batch_size=None, collate_fn=lambda b: b)
+
+    def get_train_dataloader(self):
+        return torch.utils.data.DataLoader(self.train_dataset, batch_size=None, collate_fn=lambda b: b)
 
 
 def timed(trainer) -> float:
     "Process CPU seconds of a whole training run."
     trainer.remove_callback(PrinterCallback)
-    start = time.process_time(); trainer.train()
+    start = time.process_time()
+    trainer.train()
     return time.process_time() - start
 
 
 def full(a, extended, pairs, schedule):
     "Algorithm 1 as it is written."
     model, n_pretrained = extended.merge().to(a.dtype).train(), extended.n_pretrained
-    for p in model.parameters(): p.requires_grad_(False)
+    for p in model.parameters():
+        p.requires_grad_(False)
     matrix = model.get_input_embeddings().weight.requires_grad_(True)
-    mask = torch.zeros(len(matrix), 1, dtype=a.dtype); mask[n_pretrained:] = 1
+    mask = torch.zeros(len(matrix), 1, dtype=a.dtype)
+    mask[n_pretrained:] = 1
     matrix.register_hook(lambda g: g * mask)
     batches = [padded(pairs, rows) for rows in schedule]
+
     def run():
-        with tempfile.TemporaryDirectory() as scratch: return timed(Ready(model=model, args=arguments(scratch, a), train_dataset=batches))
+        with tempfile.TemporaryDirectory() as scratch:
+            return timed(Ready(model=model, args=arguments(scratch, a), train_dataset=batches))
+
     return run
 
 
 def peft(a, extended, pairs, schedule):
     "PEFT's trainable tokens."
     from peft import LoraConfig, get_peft_model
-    model = get_peft_model(extended.merge().to(a.dtype), LoraConfig(r=1, target_modules=["q_proj"], layers_to_transform=[0], trainable_token_indices={"embed_tokens": extended.new_ids.tolist()}))
-    for name, p in model.named_parameters(): p.requires_grad_("token_adapter" in name or "trainable_tokens" in name)
+
+    model = get_peft_model(
+        extended.merge().to(a.dtype),
+        LoraConfig(
+            r=1, target_modules=["q_proj"], layers_to_transform=[0], trainable_token_indices={"embed_tokens": extended.new_ids.tolist()}
+        ),
+    )
+    for name, p in model.named_parameters():
+        p.requires_grad_("token_adapter" in name or "trainable_tokens" in name)
     batches = [padded(pairs, rows) for rows in schedule]
+
     def run():
-        with tempfile.TemporaryDirectory() as scratch: return timed(Ready(model=model, args=arguments(scratch, a), train_dataset=batches))
+        with tempfile.TemporaryDirectory() as scratch:
+            return timed(Ready(model=model, args=arguments(scratch, a), train_dataset=batches))
+
     return run
 
 
 def trl(a, extended, pairs, schedule):
     "TRL's SFTTrainer on the split module."
     from trl import SFTConfig, SFTTrainer
+
     split = extended.compute_model(a.dtype)
-    for p in split.parameters(): p.requires_grad_(False)
-    for p in extended.new_parameters(): p.requires_grad_(True)
+    for p in split.parameters():
+        p.requires_grad_(False)
+    for p in extended.new_parameters():
+        p.requires_grad_(True)
     order = pairs.iloc[[i for rows in schedule for i in rows]]
-    data = Dataset.from_list([dict(input_ids=p + r, labels=[-100] * (len(p) + len(r) - n) + (p + r)[-n:]) for p, r, n in zip(order.prefix, order.rest, order.n_targets)])
+    data = Dataset.from_list(
+        [
+            dict(input_ids=p + r, labels=[-100] * (len(p) + len(r) - n) + (p + r)[-n:])
+            for p, r, n in zip(order.prefix, order.rest, order.n_targets)
+        ]
+    )
+
     def run():
         with tempfile.TemporaryDirectory() as scratch:
-            args = arguments(scratch, a, SFTConfig, gradient_checkpointing=False, max_length=None, shuffle_dataset=False, dataset_kwargs={"skip_prepare_dataset": True})
+            args = arguments(
+                scratch,
+                a,
+                SFTConfig,
+                gradient_checkpointing=False,
+                max_length=None,
+                shuffle_dataset=False,
+                dataset_kwargs={"skip_prepare_dataset": True},
+            )
             return timed(SFTTrainer(model=split, args=args, train_dataset=data, processing_class=extended.tokenizer))
+
     return run
 
 
@@ -110,10 +167,19 @@ def ours(a, extended, pairs, schedule):
     loss = GroundingLoss(extended, extended.compute_model(a.dtype), a.cache)
     extended.train_only(backbone=False)
     loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix, pairs.fixed)] * 2)
+
     def run():
         start = time.process_time()
-        train_stage("ours", loss, lambda step, part, parts: batch_part(pairs, schedule[step], part, parts), [dict(params=extended.new_parameters(), lr=1e-3)], a.steps, show=False)
+        train_stage(
+            "ours",
+            loss,
+            lambda step, part, parts: batch_part(pairs, schedule[step], part, parts),
+            [dict(params=extended.new_parameters(), lr=1e-3)],
+            a.steps,
+            show=False,
+        )
         return time.process_time() - start
+
     run.loss = loss
     return run
 
@@ -125,10 +191,12 @@ def gemm_peak(dtype) -> float:
     "Floating-point operations a second of a large matrix product."
     x = torch.randn(2048, 2048, dtype=dtype)
     best = min(timed_once(lambda: x @ x) for _ in range(5))
-    return 2 * 2048 ** 3 / best
+    return 2 * 2048**3 / best
+
 
 def timed_once(function) -> float:
-    start = time.process_time(); function()
+    start = time.process_time()
+    function()
     return time.process_time() - start
 
 
@@ -140,7 +208,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--templates", nargs="+", default=["text_to_sid", "sid_to_title"])
-    for name, value, text in [("batch", 32, "pairs a step"), ("steps", 2, "steps of a timed run"), ("pairs", 3, "timed runs of each arm"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level")]:
+    for name, value, text in [
+        ("batch", 32, "pairs a step"),
+        ("steps", 2, "steps of a timed run"),
+        ("pairs", 3, "timed runs of each arm"),
+        ("levels", 3, "codes an item"),
+        ("codes", 64, "codes a level"),
+    ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--cache", type=float, default=2e9, help="bytes of the file for frozen prefixes (default 2e9, as GroundingConfig)")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
@@ -155,17 +229,26 @@ def main() -> None:
     first = runs["ours"]() / a.steps
     seconds = {name: [] for name in runs}
     for _ in range(a.pairs):
-        for name, run in runs.items(): seconds[name].append(run() / a.steps)
-    print(f"{a.model}, {a.data}, {a.mix}, {a.precision}, batch {a.batch}, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds a step, median of {a.pairs}")
+        for name, run in runs.items():
+            seconds[name].append(run() / a.steps)
+    print(
+        f"{a.model}, {a.data}, {a.mix}, {a.precision}, batch {a.batch}, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds a step, median of {a.pairs}"
+    )
     memory = {} if a.no_memory else {name: peak_of(name) for name in runs}
     for name in runs:
         ratio = statistics.median(x / y for x, y in zip(seconds[name], seconds["ours"]))
-        print(f"{name:5s} {statistics.median(seconds[name]):8.3f} s   {ratio:6.2f} x ours" + (f"   peak {memory[name]:.2f} GB" if memory else ""))
+        print(
+            f"{name:5s} {statistics.median(seconds[name]):8.3f} s   {ratio:6.2f} x ours"
+            + (f"   peak {memory[name]:.2f} GB" if memory else "")
+        )
     print(f"ours  {first:8.3f} s   in the first epoch, prefixes computed")
     fed = sum(len(rows) * (max(map(len, pairs.rest.iloc[rows])) - 1) for rows in schedule)
     targets = sum(int(pairs.n_targets.iloc[rows].sum()) for rows in schedule)
     flops, own = stage_flops(extended, through=fed, targets=targets) / a.steps, statistics.median(seconds["ours"])
-    print(f"ours: {flops / 1e9:.1f} GFLOP a step, {fed / a.steps / own:.0f} fed tokens/s, {flops / own / gemm_peak(a.dtype):.0%} of the GEMM peak of {gemm_peak(a.dtype) / 1e9:.0f} GFLOP/s")
+    print(
+        f"ours: {flops / 1e9:.1f} GFLOP a step, {fed / a.steps / own:.0f} fed tokens/s, {flops / own / gemm_peak(a.dtype):.0%} of the GEMM peak of {gemm_peak(a.dtype) / 1e9:.0f} GFLOP/s"
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -8,13 +8,18 @@ chance     any semantic ID of the catalogue
 readout    a ridge regression, fitted to the training items, from the frozen model's state behind the prompt to the item's vector; the words nearest to the vector it gives
 own vector the words nearest to the item's own vector: less than 1 where collisions moved codes or added a digit that no text tells
 """
-import argparse, time, warnings
+
+import argparse
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
+
 import numpy as np
 import pandas as pd
 import torch
+
 from gti_nb.assets import load_base
 from gti_nb.core import pick_dtype
 from gti_nb.data.dataset import RecDataset, load_dataset
@@ -22,19 +27,27 @@ from gti_nb.decode.trie import SidTrie
 from gti_nb.grounding import stage
 from gti_nb.grounding.loss import GroundingLoss
 from gti_nb.grounding.pairs import GroundingPairs, grounding_pairs
-from gti_nb.probe.grounding import pair_questions
 from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.prior import last_states, text_prompts
-from gti_nb.probe.starts import chance, hits, probe
 from gti_nb.initializers.registry import initialize
+from gti_nb.model.extended import ExtendedModel
+from gti_nb.probe.grounding import pair_questions
+from gti_nb.probe.starts import chance, hits, probe
 from gti_nb.prompts import GROUNDING, encode_template
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.kmeans import RQKMeans
-from gti_nb.model.extended import ExtendedModel
 from gti_nb.text import encode_text
 
 KS = (1, 5, 10)
-STARTS = ["mean", "ctfidf", "ridge", "procrustes", "additive", "procrustes+equal_prior", *(f"{name}+centred_scale+equal_prior" for name in ("ridge", "additive", "procrustes"))]
+STARTS = [
+    "mean",
+    "ctfidf",
+    "ridge",
+    "procrustes",
+    "additive",
+    "procrustes+equal_prior",
+    *(f"{name}+centred_scale+equal_prior" for name in ("ridge", "additive", "procrustes")),
+]
 
 
 def hide(dataset: RecDataset, items: list[int]) -> RecDataset:
@@ -46,6 +59,7 @@ def hide(dataset: RecDataset, items: list[int]) -> RecDataset:
 
 class Losses:
     "Makes the losses of all runs; the frozen model's states of the prompts, the same for all, are computed once."
+
     def __init__(self, extended: ExtendedModel, cache_bytes: float):
         self.prefixes = GroundingLoss(extended, extended.compute_model(pick_dtype("auto", extended.device)), cache_bytes).prefixes
 
@@ -56,7 +70,7 @@ class Losses:
 
     def last_states(self, fixed: tuple[int, ...], prompts: list[list[int]], batch_tokens: int = 512) -> np.ndarray:
         "Last hidden state of every prompt [n, d]; all begin with `fixed`."
-        own, states, group = [tuple(p[len(fixed):]) for p in prompts], {}, []
+        own, states, group = [tuple(p[len(fixed) :]) for p in prompts], {}, []
         self.prefixes.plan([(fixed, text) for text in own] * 2)
         for text in [*sorted(set(own), key=lambda t: (len(t), t)), None]:
             if group and (text is None or (len(group) + 1) * len(text) > batch_tokens):
@@ -71,19 +85,22 @@ def near(sids: SemanticIds, vectors: torch.Tensor, items: list[int]) -> dict[str
     trie, vectors = SidTrie(sids), vectors.double()
     words = sum(book[codes].double() for book, codes in zip(sids.codebooks, trie.leaves.long().T) if book.shape[1])
     code, word = -torch.cdist(vectors, sids.codebooks[0].double()), -torch.cdist(vectors, words)
-    return {f"code@{k}": hits(code, sids.codes[items, 0], k).mean().item() for k in KS} | {f"sid@{k}": hits(word, trie.leaf_of[items].long(), k).mean().item() for k in KS}
+    return {f"code@{k}": hits(code, sids.codes[items, 0], k).mean().item() for k in KS} | {
+        f"sid@{k}": hits(word, trie.leaf_of[items].long(), k).mean().item() for k in KS
+    }
 
 
 def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
     "Ridge regression of y on standardized x, the penalty by leave-one-out error; predictions are stretched to the length that y has, which a penalty takes from them and distances need."
     mean, spread, centre, least = x.mean(0), x.std(0), y.mean(0), np.inf
     x, y = (x - mean) / spread, y - centre
-    for penalty in 10.0 ** np.arange(0, 4.5, .5):
+    for penalty in 10.0 ** np.arange(0, 4.5, 0.5):
         solver = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T)
         leverage = np.einsum("ij,ji->i", x, solver)[:, None]
         left_out = (x @ (solver @ y) - leverage * y) / (1 - leverage)
         error = np.square(y - left_out).sum()
-        if error < least: least, weights = error, solver @ y * np.sqrt(np.square(y).sum() / np.square(left_out).sum())
+        if error < least:
+            least, weights = error, solver @ y * np.sqrt(np.square(y).sum() / np.square(left_out).sum())
     return centre + (new - mean) / spread @ weights
 
 
@@ -91,8 +108,10 @@ def readout(extended: ExtendedModel, losses: Losses, pairs: GroundingPairs, vect
     "What a linear map of the frozen states tells of held-out items."
     train, held = (pair_questions(extended, p, template).texts for p in (pairs.train, pairs.heldout))
     item, new = (p["item"][p.template == template].to_list() for p in (pairs.train, pairs.heldout))
-    states = losses.last_states(encode_template(extended.tokenizer, GROUNDING[template]).pieces[0], text_prompts(extended, [*train, *held], GROUNDING[template])).astype(np.float64)
-    return near(extended.sids, torch.from_numpy(ridge(states[:len(train)], vectors[item].double().numpy(), states[len(train):])), new)
+    states = losses.last_states(
+        encode_template(extended.tokenizer, GROUNDING[template]).pieces[0], text_prompts(extended, [*train, *held], GROUNDING[template])
+    ).astype(np.float64)
+    return near(extended.sids, torch.from_numpy(ridge(states[: len(train)], vectors[item].double().numpy(), states[len(train) :])), new)
 
 
 def measure(a) -> tuple[pd.DataFrame, int]:
@@ -100,38 +119,60 @@ def measure(a) -> tuple[pd.DataFrame, int]:
     dataset = load_dataset(a.data)
     vectors = encode_text(dataset.texts(), progress=False)
     sids = RQKMeans(a.levels, a.codes).fit(vectors).resolve(a.collisions, vectors)
-    pairs, asked = grounding_pairs(dataset, sids, a.templates, a.wordings, a.holdout, a.seed), next(t for t in a.templates if GROUNDING[t].direction == "text_to_sid")
+    pairs, asked = (
+        grounding_pairs(dataset, sids, a.templates, a.wordings, a.holdout, a.seed),
+        next(t for t in a.templates if GROUNDING[t].direction == "text_to_sid"),
+    )
     extended, held = ExtendedModel.extend(*load_base(a.base), sids), sorted(set(pairs.heldout["item"]))
     questions, shown = pair_questions(extended, pairs.heldout, asked), hide(dataset, held)
     states = last_states(extended, text_prompts(extended, questions.texts, GROUNDING[asked]))
     losses = Losses(extended, a.cache)
     quality = lambda: probe(extended, questions, GROUNDING[asked], None, KS, states=states)
-    rows = [dict(start="chance") | {f"{k} before": v for k, v in chance(extended, questions, KS).items() if "title" not in k},
-            dict(start="own vector") | {f"{k} before": v for k, v in near(sids, vectors[held], held).items()}]
-    if not a.no_readout: rows.append(dict(start="readout") | {f"{k} before": v for k, v in readout(extended, losses, pairs, vectors, asked).items()})
+    rows = [
+        dict(start="chance") | {f"{k} before": v for k, v in chance(extended, questions, KS).items() if "title" not in k},
+        dict(start="own vector") | {f"{k} before": v for k, v in near(sids, vectors[held], held).items()},
+    ]
+    if not a.no_readout:
+        rows.append(dict(start="readout") | {f"{k} before": v for k, v in readout(extended, losses, pairs, vectors, asked).items()})
     for name in a.starts:
-        with warnings.catch_warnings(action="ignore", category=UserWarning): initialize(extended, name, dataset=shown, vectors=vectors, seed=a.seed, ask=GROUNDING[asked])
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            initialize(extended, name, dataset=shown, vectors=vectors, seed=a.seed, ask=GROUNDING[asked])
         drawn, before = [p.detach().clone() for p in extended.new_parameters()], {f"{k} before": v for k, v in quality().items()}
         arms = a.soften if a.ground is None or name in a.ground else []
-        if not arms: rows.append(dict(start=name) | before)
+        if not arms:
+            rows.append(dict(start=name) | before)
         for soften in arms:
-            for parameter, rows_at_start in zip(extended.new_parameters(), drawn): parameter.data.copy_(rows_at_start)
-            began, config = time.process_time(), GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, soften=soften, seed=a.seed)
-            with mock.patch.object(stage, "GroundingLoss", losses): ground(extended, pairs, config, progress=False, vectors=vectors)
+            for parameter, rows_at_start in zip(extended.new_parameters(), drawn):
+                parameter.data.copy_(rows_at_start)
+            began, config = (
+                time.process_time(),
+                GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, soften=soften, seed=a.seed),
+            )
+            with mock.patch.object(stage, "GroundingLoss", losses):
+                ground(extended, pairs, config, progress=False, vectors=vectors)
             spent = time.process_time() - began
             rows.append(dict(start=name, soften=soften) | before | {f"{k} after": v for k, v in quality().items()} | {"CPU s": spent})
-        print(f"{name}: sid@10 {before['sid@10 before']:.3f}", *(f"-> {r['sid@10 after']:.3f} (soften {r['soften']})" for r in rows[-len(arms):] if arms), flush=True)
+        print(
+            f"{name}: sid@10 {before['sid@10 before']:.3f}",
+            *(f"-> {r['sid@10 after']:.3f} (soften {r['soften']})" for r in rows[-len(arms) :] if arms),
+            flush=True,
+        )
     return pd.DataFrame(rows), len(questions.texts)
 
 
 def with_ratios(table: pd.DataFrame, n: int) -> tuple[pd.DataFrame, str]:
     "The table with standard errors and ratios of SID recall@10, and what they are ratios to."
-    before, after = table.set_index("start")["sid@10 before"].groupby(level=0).first(), table["sid@10 after"] if "sid@10 after" in table else np.nan
+    before, after = (
+        table.set_index("start")["sid@10 before"].groupby(level=0).first(),
+        table["sid@10 after"] if "sid@10 after" in table else np.nan,
+    )
     starts = before.drop(["chance", "own vector", "readout"], errors="ignore")
     mean, best = before.get("mean", 0), starts.max()
     base = mean or before["chance"]
     note = f"after / mean: sid@10 after grounding over {'that of the mean start before it' if mean else 'chance, as the mean start finds none'} ({base:.3f}); after / best: over that of the best start before it ({starts.idxmax()}, {best:.3f})"
-    return table.assign(**{"error after": (after * (1 - after) / n) ** .5, "after / mean": after / base, "after / best": after / best}), note
+    return table.assign(
+        **{"error after": (after * (1 - after) / n) ** 0.5, "after / mean": after / base, "after / best": after / best}
+    ), note
 
 
 def main() -> None:
@@ -140,20 +181,43 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
     parser.add_argument("--starts", nargs="+", default=STARTS, help="names in INITIALIZERS, with or without suffixes")
     parser.add_argument("--ground", nargs="*", help="those of them to ground; all when left out")
-    parser.add_argument("--templates", nargs="+", default=["text_to_sid"], help="of the pairs; the first that goes from text to semantic ID is asked (default text_to_sid)")
-    for name, kind, value, text in [("steps", int, 200, "of grounding"), ("lr", float, 1e-2, "learning rate of grounding"), ("share", float, .8, "of steps from text to semantic ID, where templates go both ways"), ("wordings", int, 1, "of a template"),
-                                    ("levels", int, 2, "codes an item"), ("codes", int, 128, "codes a level"), ("holdout", float, .1, "share of items held out"), ("seed", int, 0, "of the held-out items, of starts and of grounding")]:
+    parser.add_argument(
+        "--templates",
+        nargs="+",
+        default=["text_to_sid"],
+        help="of the pairs; the first that goes from text to semantic ID is asked (default text_to_sid)",
+    )
+    for name, kind, value, text in [
+        ("steps", int, 200, "of grounding"),
+        ("lr", float, 1e-2, "learning rate of grounding"),
+        ("share", float, 0.8, "of steps from text to semantic ID, where templates go both ways"),
+        ("wordings", int, 1, "of a template"),
+        ("levels", int, 2, "codes an item"),
+        ("codes", int, 128, "codes a level"),
+        ("holdout", float, 0.1, "share of items held out"),
+        ("seed", int, 0, "of the held-out items, of starts and of grounding"),
+    ]:
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--cache", type=float, default=4e9, help="bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)")
+    parser.add_argument(
+        "--cache", type=float, default=4e9, help="bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)"
+    )
     parser.add_argument("--collisions", choices=["extra_level", "hungarian"], default="hungarian")
-    parser.add_argument("--soften", type=float, nargs="+", default=[0., .3], help="targets of grounding, one run each: 0 is the item's own codes, above 0 all codes near the item's vector share (gti_nb.grounding.targets; default 0 and 0.3)")
+    parser.add_argument(
+        "--soften",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.3],
+        help="targets of grounding, one run each: 0 is the item's own codes, above 0 all codes near the item's vector share (gti_nb.grounding.targets; default 0 and 0.3)",
+    )
     parser.add_argument("--no-readout", action="store_true", help="leave out the line that reads the prompts of all items")
     parser.add_argument("--out", help="file for the table, CSV")
     a = parser.parse_args()
     began = time.process_time()
     table, n = measure(a)
     table, note = with_ratios(table, n)
-    print(f"{Path(a.data).name}, {a.base}, {a.levels} x {a.codes} codes, {a.collisions}; {n} held-out items, {', '.join(a.templates)}, {a.steps} steps at {a.lr}; {time.process_time() - began:.0f} s of CPU")
+    print(
+        f"{Path(a.data).name}, {a.base}, {a.levels} x {a.codes} codes, {a.collisions}; {n} held-out items, {', '.join(a.templates)}, {a.steps} steps at {a.lr}; {time.process_time() - began:.0f} s of CPU"
+    )
     print(table[[c for c in table if not c.startswith(("code@1 ", "code@5"))]].round(3).to_string(index=False))
     print(note)
     if a.out:
@@ -161,4 +225,5 @@ def main() -> None:
         table.round(4).to_csv(a.out, index=False)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

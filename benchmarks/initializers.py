@@ -1,27 +1,36 @@
 """What every start of the new tokens knows before training: `compare_initializers` on a catalogue (semantic IDs) or on tools (one new token each, queries as questions).
 
-    OMP_NUM_THREADS=1 python benchmarks/initializers.py                                  # MovieLens-100K, SmolLM2-135M, 64 titles
-    OMP_NUM_THREADS=1 python benchmarks/initializers.py --tools FOLDER --questions 200 --no-titles   # items.parquet and queries.parquet, as in MetaTool
+OMP_NUM_THREADS=1 python benchmarks/initializers.py                                  # MovieLens-100K, SmolLM2-135M, 64 titles
+OMP_NUM_THREADS=1 python benchmarks/initializers.py --tools FOLDER --questions 200 --no-titles   # items.parquet and queries.parquet, as in MetaTool
 """
-import argparse, time
+
+import argparse
+import time
 from pathlib import Path
+
 import numpy as np
+
 from gti_nb.assets import load_base
 from gti_nb.data.dataset import load_dataset
+from gti_nb.data.queries import load_queries
 from gti_nb.figures.initializers import initializer_figure
 from gti_nb.figures.style import save_figure
 from gti_nb.initializers.base import INITIALIZERS
 from gti_nb.initializers.lexical import word_vectors
-from gti_nb.probe.starts import Questions, compare_initializers, item_questions, described_questions
-from gti_nb.prompts import Template
-from gti_nb.data.queries import load_queries
-from gti_nb.sid.kmeans import RQKMeans
 from gti_nb.model.extended import ExtendedModel
+from gti_nb.probe.starts import Questions, compare_initializers, described_questions, item_questions
+from gti_nb.prompts import Template
+from gti_nb.sid.kmeans import RQKMeans
 from gti_nb.text import encode_text
 
 ASK = Template("query_to_tool", "Which tool is the right one for this request?\n{text}", "{sid}")
 TELL = Template("tool_to_description", "What does this tool do?\n{sid}", "{title}", end=True)
-SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive")] + ["text_mean+centred_scale", "ctfidf+centred_scale+equal_prior", "procrustes+centred_scale", "additive+centred_scale+equal_prior+level_offset"]
+SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive")] + [
+    "text_mean+centred_scale",
+    "ctfidf+centred_scale+equal_prior",
+    "procrustes+centred_scale",
+    "additive+centred_scale+equal_prior+level_offset",
+]
 
 
 def catalogue(a) -> tuple[ExtendedModel, Questions, dict]:
@@ -29,7 +38,11 @@ def catalogue(a) -> tuple[ExtendedModel, Questions, dict]:
     dataset = load_dataset(a.data)
     vectors = encode_text(dataset.texts(), progress=False)
     sids = RQKMeans(a.levels, a.codes).fit(vectors).resolve("extra_level")
-    return ExtendedModel.extend(*load_base(a.base), sids), item_questions(dataset, sids, a.questions), dict(dataset=dataset, vectors=vectors)
+    return (
+        ExtendedModel.extend(*load_base(a.base), sids),
+        item_questions(dataset, sids, a.questions),
+        dict(dataset=dataset, vectors=vectors),
+    )
 
 
 def tools(a) -> tuple[ExtendedModel, Questions, dict]:
@@ -38,8 +51,12 @@ def tools(a) -> tuple[ExtendedModel, Questions, dict]:
     names = [f"<tool_{i}>" for i in range(data.n_items)]
     extended = ExtendedModel.extend(*load_base(a.base), dict(zip(names, data.texts())))
     single = [q for q in data.rows("test") if len(data.relevant[q]) == 1]
-    chosen = np.sort(np.random.default_rng(0).permutation(single)[:a.questions])
-    return extended, described_questions(extended, [(data.queries["query"][q], names[data.relevant[q][0]]) for q in chosen]), dict(ask=ASK, tell=TELL)
+    chosen = np.sort(np.random.default_rng(0).permutation(single)[: a.questions])
+    return (
+        extended,
+        described_questions(extended, [(data.queries["query"][q], names[data.relevant[q][0]]) for q in chosen]),
+        dict(ask=ASK, tell=TELL),
+    )
 
 
 def main() -> None:
@@ -47,7 +64,12 @@ def main() -> None:
     parser.add_argument("--data", default="movielens-100k", help="as load_dataset takes it")
     parser.add_argument("--tools", help="folder with items.parquet and queries.parquet, instead of --data")
     parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
-    for name, value, text in [("questions", 64, "titles or queries asked"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level"), ("words", 20_000, "vocabulary words for focus and wechsel")]:
+    for name, value, text in [
+        ("questions", 64, "titles or queries asked"),
+        ("levels", 3, "codes an item"),
+        ("codes", 64, "codes a level"),
+        ("words", 20_000, "vocabulary words for focus and wechsel"),
+    ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--names", nargs="*", help="starts; all, and some with suffixes, when left out")
     parser.add_argument("--no-titles", action="store_true", help="ask from text to tokens only; titles take most of the time")
@@ -55,16 +77,20 @@ def main() -> None:
     a = parser.parse_args()
     started = time.process_time()
     extended, questions, given = tools(a) if a.tools else catalogue(a)
-    if a.no_titles: given["tell"] = None
+    if a.no_titles:
+        given["tell"] = None
     suffixed = [n for n in SUFFIXED if not (a.tools and "level_offset" in n)]
     names = a.names or [n for n in INITIALIZERS if "+" not in n and n != "from_checkpoint"] + suffixed
     table = compare_initializers(extended, names, questions, words=word_vectors(extended.tokenizer, limit=a.words), **given)
-    print(f"{a.tools or a.data}, {a.base}: {extended.n_new} new tokens, {len(questions.texts)} questions, {time.process_time() - started:.0f} s of CPU")
+    print(
+        f"{a.tools or a.data}, {a.base}: {extended.n_new} new tokens, {len(questions.texts)} questions, {time.process_time() - started:.0f} s of CPU"
+    )
     print(table.drop(columns=["kl", "safe"]).round(3).to_string())
     if a.out:
         Path(a.out).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(a.out)/"table.csv")
+        table.to_csv(Path(a.out) / "table.csv")
         save_figure(initializer_figure(table), a.out, "initializers")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

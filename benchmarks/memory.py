@@ -1,12 +1,18 @@
 """Peak memory of a benchmark's process, and of an arm in a process of its own."""
-import json, re, resource, subprocess, sys
+
+import json
+import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 
 def peak_gb() -> float:
     "Peak resident memory of this process in GB, mapped files included; on Linux read where a parent's peak does not count."
     status = Path("/proc/self/status")
-    if status.exists(): return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

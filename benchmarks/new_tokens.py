@@ -5,21 +5,25 @@
 
 P@1: the first tool is a right one. R@5: share of the right tools among the first five. Tools that score alike count as if they were ordered at random, so the mean start, which knows nothing, has the figures of chance.
 """
-import argparse, time
+
+import argparse
+import time
 from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import torch
+
 from gti_nb.assets import load_base
+from gti_nb.data.queries import QueryDataset, load_queries
 from gti_nb.evaluate.baselines import tfidf_search
 from gti_nb.grounding.pairs import described_pairs
 from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.prior import last_states, text_prompts
-from gti_nb.probe.starts import code_scores, hits
 from gti_nb.initializers.registry import initialize
-from gti_nb.prompts import Template
-from gti_nb.data.queries import QueryDataset, load_queries
 from gti_nb.model.extended import ExtendedModel
+from gti_nb.probe.starts import code_scores, hits
+from gti_nb.prompts import Template
 
 ASK = Template("query_to_tool", "Which tool is the right one for this request?\n{text}", "{sid}")
 TELL = Template("tool_to_text", "What is this tool for?\n{sid}", "{text}", end=True)
@@ -48,32 +52,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="items.parquet and queries.parquet, as load_queries takes them")
     parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
-    parser.add_argument("--queries", type=int, nargs="+", default=[0, 1, 10], help="training queries a tool; 0 grounds on descriptions alone (default 0, 1 and 10)")
+    parser.add_argument(
+        "--queries",
+        type=int,
+        nargs="+",
+        default=[0, 1, 10],
+        help="training queries a tool; 0 grounds on descriptions alone (default 0, 1 and 10)",
+    )
     parser.add_argument("--names", nargs="+", default=["mean", "ctfidf+equal_prior"], help="starts")
-    for name, kind, value, text in [("questions", int, 300, "test queries asked"), ("steps", int, 300, "of grounding"), ("share", float, .95, "of the steps that go from text to tool"), ("rate", float, 3e-3, "learning rate"), ("seed", int, 0, "of all draws")]:
+    for name, kind, value, text in [
+        ("questions", int, 300, "test queries asked"),
+        ("steps", int, 300, "of grounding"),
+        ("share", float, 0.95, "of the steps that go from text to tool"),
+        ("rate", float, 3e-3, "learning rate"),
+        ("seed", int, 0, "of all draws"),
+    ]:
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
     a = parser.parse_args()
     started, data = time.process_time(), load_queries(a.folder)
     names = [f"<tool_{i}>" for i in range(data.n_items)]
     extended = ExtendedModel.extend(*load_base(a.base), dict(zip(names, data.texts())))
-    chosen = np.sort(np.random.default_rng(a.seed).permutation(data.rows("test"))[:a.questions])
+    chosen = np.sort(np.random.default_rng(a.seed).permutation(data.rows("test"))[: a.questions])
     test = part(data, chosen)
-    states = last_states(extended, text_prompts(extended, test.queries["query"], ASK))  # no new token in these prompts: the same before and after
+    states = last_states(
+        extended, text_prompts(extended, test.queries["query"], ASK)
+    )  # no new token in these prompts: the same before and after
     found = lambda: figures(code_scores(extended, states), test.relevant)
-    drawn, line = data.pairs("train").sample(frac=1, random_state=a.seed).groupby("item"), {("descriptions", "TF-IDF"): tfidf(test, asked=False)}
+    drawn, line = (
+        data.pairs("train").sample(frac=1, random_state=a.seed).groupby("item"),
+        {("descriptions", "TF-IDF"): tfidf(test, asked=False)},
+    )
     for name in a.names:
         initialize(extended, name, seed=a.seed, ask=ASK)
         line["descriptions", f"{name}, not grounded"] = found()
     for n in a.queries:
         more, label = drawn.head(n), f"descriptions, queries a tool: {n}" if n else "descriptions"
-        if n: line[label, "TF-IDF"] = tfidf(part(data, np.concatenate([more["query"].unique(), chosen])), asked=True)
+        if n:
+            line[label, "TF-IDF"] = tfidf(part(data, np.concatenate([more["query"].unique(), chosen])), asked=True)
         for name in a.names:
             initialize(extended, name, seed=a.seed, ask=ASK)
             pairs = described_pairs(extended, [(text, names[i]) for text, i in zip(more["text"], more["item"])], ASK, TELL, holdout=0)
-            ground(extended, pairs, GroundingConfig(steps=a.steps, share_text_to_sid=a.share, learning_rate=a.rate, seed=a.seed), progress=False)
+            ground(
+                extended,
+                pairs,
+                GroundingConfig(steps=a.steps, share_text_to_sid=a.share, learning_rate=a.rate, seed=a.seed),
+                progress=False,
+            )
             line[label, f"{name}, grounded"] = found()
-    print(f"{a.folder}, {a.base}: {data.n_items} new tokens, {len(test.relevant)} test queries, {a.steps} steps of grounding, {time.process_time() - started:.0f} s of CPU")
+    print(
+        f"{a.folder}, {a.base}: {data.n_items} new tokens, {len(test.relevant)} test queries, {a.steps} steps of grounding, {time.process_time() - started:.0f} s of CPU"
+    )
     print(pd.DataFrame(line).T.rename_axis(["texts", "model"]).round(3).to_string())
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -12,15 +12,24 @@ RecBole makes a row of every prefix, padded to the window, with one target; ours
 Columns with `unseen` rank without what the user has, the rule of this library; the same models.
 `same network` is the largest difference of any score when RecBole's trained weights are put into our network.
 """
-import argparse, json, os, sys, time, types
+
+import argparse
+import json
+import os
+import sys
+import time
+import types
 from pathlib import Path
+
 import numpy as np
 
 
 def load(about: dict):
     "The data set that was exported, and its split by RecBole's rule: what the user has may be listed."
     from dataclasses import replace
+
     from gti_nb.data.dataset import load_dataset
+
     dataset = load_dataset(about["data"], k_core=about["k_core"], max_events=about["max_events"])
     return dataset, replace(dataset.leave_one_out(), repeats=True)
 
@@ -29,9 +38,9 @@ def export(folder: Path, about: dict) -> None:
     "Write the data set as RecBole's atomic files; the time of an event is its place in the user's sequence."
     dataset, _ = load(about)
     lines = [f"{user}\t{item}\t{place}" for user, items in enumerate(dataset.sequences) for place, item in enumerate(items)]
-    (folder/"exported").mkdir(parents=True)
-    (folder/"exported/exported.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]) + "\n")
-    (folder/"about.json").write_text(json.dumps(about))
+    (folder / "exported").mkdir(parents=True)
+    (folder / "exported/exported.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]) + "\n")
+    (folder / "about.json").write_text(json.dumps(about))
     print(dataset)
 
 
@@ -39,7 +48,8 @@ def recbole(folder: Path, seed: int, window: int, batch: int, epochs: int) -> No
     "Train RecBole's SASRec; keep its weights and its scores of all items before the test item [users, items], in our numbering."
     folder = folder.absolute()
     os.chdir(folder)  # it leaves logs where it runs
-    ray = types.ModuleType("ray"); ray.tune = ray  # imported there for searches over settings, not used here
+    ray = types.ModuleType("ray")
+    ray.tune = ray  # imported there for searches over settings, not used here
     sys.modules.setdefault("ray", ray)
     import torch
     from recbole.config import Config
@@ -47,10 +57,27 @@ def recbole(folder: Path, seed: int, window: int, batch: int, epochs: int) -> No
     from recbole.model.sequential_recommender import SASRec
     from recbole.trainer import Trainer
     from recbole.utils import init_seed
-    config = Config(model="SASRec", dataset="exported", config_dict=dict(
-        data_path=str(folder), checkpoint_dir=str(folder/f"checkpoints-{seed}"), seed=seed, epochs=epochs, show_progress=False, train_neg_sample_args=None, train_batch_size=batch, MAX_ITEM_LIST_LENGTH=window,
-        load_col={"inter": ["user_id", "item_id", "timestamp"]}, eval_args=dict(split={"LS": "valid_and_test"}, order="TO", mode="full", group_by="user"),
-        valid_metric="NDCG@10", stopping_step=10, metrics=["Recall", "NDCG"], topk=[5, 10, 20]))
+
+    config = Config(
+        model="SASRec",
+        dataset="exported",
+        config_dict=dict(
+            data_path=str(folder),
+            checkpoint_dir=str(folder / f"checkpoints-{seed}"),
+            seed=seed,
+            epochs=epochs,
+            show_progress=False,
+            train_neg_sample_args=None,
+            train_batch_size=batch,
+            MAX_ITEM_LIST_LENGTH=window,
+            load_col={"inter": ["user_id", "item_id", "timestamp"]},
+            eval_args=dict(split={"LS": "valid_and_test"}, order="TO", mode="full", group_by="user"),
+            valid_metric="NDCG@10",
+            stopping_step=10,
+            metrics=["Recall", "NDCG"],
+            topk=[5, 10, 20],
+        ),
+    )
     init_seed(seed, True)
     dataset = create_dataset(config)
     train, valid, test = data_preparation(config, dataset)
@@ -58,32 +85,54 @@ def recbole(folder: Path, seed: int, window: int, batch: int, epochs: int) -> No
     start, trainer = time.perf_counter(), Trainer(config, model)
     trainer.fit(train, valid, saved=True, show_progress=False)
     seconds = time.perf_counter() - start
-    model.load_state_dict(torch.load(trainer.saved_model_file, weights_only=False)["state_dict"]); model.eval()
-    columns, scores = np.array([int(token) for token in dataset.id2token("item_id", np.arange(1, dataset.item_num))]), np.empty((dataset.user_num - 1, dataset.item_num - 1), np.float32)
+    model.load_state_dict(torch.load(trainer.saved_model_file, weights_only=False)["state_dict"])
+    model.eval()
+    columns, scores = (
+        np.array([int(token) for token in dataset.id2token("item_id", np.arange(1, dataset.item_num))]),
+        np.empty((dataset.user_num - 1, dataset.item_num - 1), np.float32),
+    )
     with torch.no_grad():
         for batch in test:
             users = [int(token) for token in dataset.id2token("user_id", batch[0]["user_id"].numpy())]
             scores[np.ix_(users, columns)] = model.full_sort_predict(batch[0].to(config["device"]))[:, 1:].cpu().numpy()
     weights = {name: p.numpy(force=True) for name, p in model.state_dict().items()}
     weights["item_embedding.weight"] = weights["item_embedding.weight"][1:][np.argsort(columns)]
-    np.savez(folder/f"recbole-{seed}.npz", scores=scores, **weights)
-    said = dict(seconds=seconds, epochs=len(trainer.train_loss_dict), **{k.lower(): v for k, v in trainer.evaluate(test, load_best_model=False, show_progress=False).items()})
-    (folder/f"recbole-{seed}.json").write_text(json.dumps(said))
+    np.savez(folder / f"recbole-{seed}.npz", scores=scores, **weights)
+    said = dict(
+        seconds=seconds,
+        epochs=len(trainer.train_loss_dict),
+        **{k.lower(): v for k, v in trainer.evaluate(test, load_best_model=False, show_progress=False).items()},
+    )
+    (folder / f"recbole-{seed}.json").write_text(json.dumps(said))
     print(seed, said, flush=True)
 
 
 def ported(weights: dict, window: int):
     "Our network with RecBole's weights."
     import torch
+
     from gti_nb.evaluate.sasrec import SASRec, SASRecConfig
+
     model = SASRec(len(weights["item_embedding.weight"]), SASRecConfig(window=window))
-    state = {"items.weight": weights["item_embedding.weight"], "places.weight": weights["position_embedding.weight"], "norm.weight": weights["LayerNorm.weight"], "norm.bias": weights["LayerNorm.bias"]}
+    state = {
+        "items.weight": weights["item_embedding.weight"],
+        "places.weight": weights["position_embedding.weight"],
+        "norm.weight": weights["LayerNorm.weight"],
+        "norm.bias": weights["LayerNorm.bias"],
+    }
     for n in range(2):
         for kind in ("weight", "bias"):
             theirs = lambda name: weights[f"trm_encoder.layer.{n}.{name}.{kind}"]
-            state |= {f"encoder.layers.{n}.self_attn.in_proj_{kind}": np.concatenate([theirs(f"multi_head_attention.{part}") for part in ("query", "key", "value")]),
-                      f"encoder.layers.{n}.self_attn.out_proj.{kind}": theirs("multi_head_attention.dense"), f"encoder.layers.{n}.norm1.{kind}": theirs("multi_head_attention.LayerNorm"),
-                      f"encoder.layers.{n}.linear1.{kind}": theirs("feed_forward.dense_1"), f"encoder.layers.{n}.linear2.{kind}": theirs("feed_forward.dense_2"), f"encoder.layers.{n}.norm2.{kind}": theirs("feed_forward.LayerNorm")}
+            state |= {
+                f"encoder.layers.{n}.self_attn.in_proj_{kind}": np.concatenate(
+                    [theirs(f"multi_head_attention.{part}") for part in ("query", "key", "value")]
+                ),
+                f"encoder.layers.{n}.self_attn.out_proj.{kind}": theirs("multi_head_attention.dense"),
+                f"encoder.layers.{n}.norm1.{kind}": theirs("multi_head_attention.LayerNorm"),
+                f"encoder.layers.{n}.linear1.{kind}": theirs("feed_forward.dense_1"),
+                f"encoder.layers.{n}.linear2.{kind}": theirs("feed_forward.dense_2"),
+                f"encoder.layers.{n}.norm2.{kind}": theirs("feed_forward.LayerNorm"),
+            }
     model.load_state_dict({name: torch.tensor(values) for name, values in state.items()})
     return model
 
@@ -91,31 +140,54 @@ def ported(weights: dict, window: int):
 def ours(folder: Path, seeds: list[int], window: int, batch: int, epochs: int) -> None:
     "Train ours, and print both beside popularity."
     from dataclasses import replace
+
     import pandas as pd
+
     from gti_nb.evaluate.baselines import popularity, rank_items
     from gti_nb.evaluate.ranking import evaluate_ranking, metrics
     from gti_nb.evaluate.sasrec import SASRecConfig, sasrec_lists, train_sasrec
-    dataset, split = load(json.loads((folder/"about.json").read_text()))
+
+    dataset, split = load(json.loads((folder / "about.json").read_text()))
     rows, differences = [], []
+
     def add(model: str, seed: int | None, lists, epochs=np.nan, seconds=np.nan) -> None:
-        found = {f"{name}{rule}": value for rule, s in (("", split), (" unseen", replace(split, repeats=False))) for name, value in metrics(evaluate_ranking(lists(s), s.test, ks=(10, 20))).items() if name != "users"}
+        found = {
+            f"{name}{rule}": value
+            for rule, s in (("", split), (" unseen", replace(split, repeats=False)))
+            for name, value in metrics(evaluate_ranking(lists(s), s.test, ks=(10, 20))).items()
+            if name != "users"
+        }
         rows.append(dict(model=model, seed=seed, **found, epochs=epochs, seconds=seconds))
+
     add("popularity", None, popularity)
     for seed in seeds:
-        if not (folder/f"recbole-{seed}.npz").exists(): continue
-        with np.load(folder/f"recbole-{seed}.npz") as kept: weights = dict(kept)
-        scores, said = weights.pop("scores"), json.loads((folder/f"recbole-{seed}.json").read_text())
-        differences.append(float(np.abs(ported(weights, window).score([split.history(u) for u in range(split.n_users)]).numpy() - scores).max()))
-        add("recbole", seed, lambda s: rank_items(s, "test", 20, lambda histories: scores, block=s.n_users), said["epochs"], said["seconds"])
+        if not (folder / f"recbole-{seed}.npz").exists():
+            continue
+        with np.load(folder / f"recbole-{seed}.npz") as kept:
+            weights = dict(kept)
+        scores, said = weights.pop("scores"), json.loads((folder / f"recbole-{seed}.json").read_text())
+        differences.append(
+            float(np.abs(ported(weights, window).score([split.history(u) for u in range(split.n_users)]).numpy() - scores).max())
+        )
+        add(
+            "recbole", seed, lambda s: rank_items(s, "test", 20, lambda histories: scores, block=s.n_users), said["epochs"], said["seconds"]
+        )
         assert abs(rows[-1]["ndcg@10"] - said["ndcg@10"]) < 1e-3, "RecBole's own figure differs from ours of its scores"
     for seed in seeds:
         start = time.perf_counter()
         result = train_sasrec(split, SASRecConfig(window=window, batch_size=batch, seed=seed, epochs=epochs), progress=False)
         add("ours", seed, lambda s: sasrec_lists(result.model, s), len(result.history), time.perf_counter() - start)
     table = pd.DataFrame(rows)
-    print(dataset); print(table.round(4).to_string(index=False))
-    print(table.groupby("model", sort=False)[["recall@10", "ndcg@10", "recall@10 unseen", "ndcg@10 unseen"]].agg(["mean", "min", "max"]).round(4).T.to_string())
-    if differences: print(f"same network: scores differ by {max(differences):.1e} at most")
+    print(dataset)
+    print(table.round(4).to_string(index=False))
+    print(
+        table.groupby("model", sort=False)[["recall@10", "ndcg@10", "recall@10 unseen", "ndcg@10 unseen"]]
+        .agg(["mean", "min", "max"])
+        .round(4)
+        .T.to_string()
+    )
+    if differences:
+        print(f"same network: scores differ by {max(differences):.1e} at most")
 
 
 def main() -> None:
@@ -130,10 +202,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=300, help="at most")
     args = parser.parse_args()
-    if args.what == "export": export(args.folder, dict(data=args.data, k_core=args.k_core, max_events=args.max_events))
-    elif args.what == "ours": ours(args.folder, args.seeds, args.window, args.batch, args.epochs)
+    if args.what == "export":
+        export(args.folder, dict(data=args.data, k_core=args.k_core, max_events=args.max_events))
+    elif args.what == "ours":
+        ours(args.folder, args.seeds, args.window, args.batch, args.epochs)
     else:
-        for seed in args.seeds: recbole(args.folder, seed, args.window, args.batch, args.epochs)
+        for seed in args.seeds:
+            recbole(args.folder, seed, args.window, args.batch, args.epochs)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

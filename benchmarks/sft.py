@@ -10,21 +10,31 @@
 
 Real tokens are those of the rows without padding. Before anything is timed, the losses of one batch are compared.
 """
-import argparse, json, random, statistics, tempfile, time, warnings
-import numpy as np, torch
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+import warnings
+
+import numpy as np
+import torch
 from datasets import Dataset
+from memory import peak_gb, peak_of
 from transformers import PrinterCallback
+
 from gti_nb.assets import load_base
-from gti_nb.initializers.registry import initialize
 from gti_nb.data.dataset import load_dataset
+from gti_nb.initializers.registry import initialize
+from gti_nb.model.extended import ExtendedModel
 from gti_nb.sft.batches import example_batches
 from gti_nb.sft.loss import SFTLoss
 from gti_nb.sft.stage import SFTConfig, _groups, _part
 from gti_nb.sft.tasks import TaskSettings, make_tasks
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.model.extended import ExtendedModel
 from gti_nb.training.stage import train_stage
-from memory import peak_gb, peak_of
 
 
 def prepare(a):
@@ -37,20 +47,42 @@ def prepare(a):
     extended.train_only(backbone=True)
     split, settings = dataset.leave_one_out(), TaskSettings(history=a.history, window=a.history)
     few = sum(len(s) < 6 for s in split.train)
-    if few: split.train = [s if len(s) >= 6 else s[:0] for s in split.train]
-    print(f"{split.n_users - few:,} users with 6 items or more to learn from, {few:,} with fewer left out; the median user has {np.median([len(s) for s in split.train if len(s)]):.0f}")
+    if few:
+        split.train = [s if len(s) >= 6 else s[:0] for s in split.train]
+    print(
+        f"{split.n_users - few:,} users with 6 items or more to learn from, {few:,} with fewer left out; the median user has {np.median([len(s) for s in split.train if len(s)]):.0f}"
+    )
     make = lambda task: list(example_batches(make_tasks(task, extended, dataset, split, settings), steps=a.steps, batch_size=a.batch))
     return extended, make("retrieval_rows"), make("retrieval")
 
 
 def trl_trainer(a, extended, rows, scratch, **kw):
     "TRL's trainer over the rows, in random order; the labels say what is scored."
-    from trl import SFTConfig as TRLConfig, SFTTrainer
+    from trl import SFTConfig as TRLConfig
+    from trl import SFTTrainer
+
     order = [e for batch in rows for e in batch]
     random.Random(0).shuffle(order)
     data = Dataset.from_list([dict(input_ids=e.ids.tolist(), labels=np.where(e.scored, e.ids, -100).tolist()) for e in order])
-    args = TRLConfig(scratch, max_steps=a.steps, per_device_train_batch_size=a.batch, learning_rate=a.lr, weight_decay=0.0, adam_beta2=0.99, use_cpu=True, bf16=a.precision == "bf16", disable_tqdm=True,
-                     report_to="none", logging_strategy="no", save_strategy="no", dataloader_pin_memory=False, gradient_checkpointing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **kw)
+    args = TRLConfig(
+        scratch,
+        max_steps=a.steps,
+        per_device_train_batch_size=a.batch,
+        learning_rate=a.lr,
+        weight_decay=0.0,
+        adam_beta2=0.99,
+        use_cpu=True,
+        bf16=a.precision == "bf16",
+        disable_tqdm=True,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **kw,
+    )
     trainer = SFTTrainer(model=extended.model, args=args, train_dataset=data, processing_class=extended.tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -58,26 +90,43 @@ def trl_trainer(a, extended, rows, scratch, **kw):
 
 def timed(function) -> float:
     "Process CPU seconds."
-    start = time.process_time(); function()
+    start = time.process_time()
+    function()
     return time.process_time() - start
+
 
 def trl(a, extended, rows, windows, **kw):
     def run():
-        with tempfile.TemporaryDirectory() as scratch: return timed(trl_trainer(a, extended, rows, scratch, **kw).train)
+        with tempfile.TemporaryDirectory() as scratch:
+            return timed(trl_trainer(a, extended, rows, scratch, **kw).train)
+
     return run
+
 
 def ours(a, extended, batches, packing=0):
     config = SFTConfig(steps=a.steps, batch_size=a.batch, learning_rate=a.lr, learning_rate_new=a.lr)
     loss = SFTLoss(extended, packing)
     groups = lambda: _groups(extended, config, extended.backbone_parameters())
-    return lambda: timed(lambda: train_stage("sft", loss, lambda step, part, parts: _part(batches[step], part, parts), groups(), a.steps, autocast=a.precision == "bf16", show=False))
+    return lambda: timed(
+        lambda: train_stage(
+            "sft",
+            loss,
+            lambda step, part, parts: _part(batches[step], part, parts),
+            groups(),
+            a.steps,
+            autocast=a.precision == "bf16",
+            show=False,
+        )
+    )
+
 
 ARMS = {
     "trl": trl,
     "trl-grouped": lambda a, extended, rows, windows: trl(a, extended, rows, windows, train_sampling_strategy="group_by_length"),
     "rows": lambda a, extended, rows, windows: ours(a, extended, rows),
     "packed": lambda a, extended, rows, windows: ours(a, extended, rows, packing=max(len(e.ids) for batch in rows for e in batch)),
-    "one-pass": lambda a, extended, rows, windows: ours(a, extended, windows)}
+    "one-pass": lambda a, extended, rows, windows: ours(a, extended, windows),
+}
 
 
 def same_loss(a, extended, rows) -> tuple[float, float]:
@@ -86,7 +135,8 @@ def same_loss(a, extended, rows) -> tuple[float, float]:
         trainer = trl_trainer(a, extended, rows, scratch)
         batch = trainer.data_collator([dict(input_ids=e.ids.tolist(), labels=np.where(e.scored, e.ids, -100).tolist()) for e in rows[0]])
         extended.model.train()
-        with torch.no_grad(): return trainer.compute_loss(extended.model, dict(batch)).item(), SFTLoss(extended)(rows[0])[0].item()
+        with torch.no_grad():
+            return trainer.compute_loss(extended.model, dict(batch)).item(), SFTLoss(extended)(rows[0])[0].item()
 
 
 def main() -> None:
@@ -95,7 +145,14 @@ def main() -> None:
     parser.add_argument("--data", default="toy", help="as load_dataset takes it; movielens-100k for the figures in the docs")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the passes, over fp32 weights")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    for name, value, text in [("batch", 8, "rows a step"), ("steps", 16, "steps of a timed run"), ("pairs", 5, "timed runs of each arm"), ("levels", 3, "codes an item"), ("codes", 64, "codes a level"), ("history", 20, "items of a history or window at most")]:
+    for name, value, text in [
+        ("batch", 8, "rows a step"),
+        ("steps", 16, "steps of a timed run"),
+        ("pairs", 5, "timed runs of each arm"),
+        ("levels", 3, "codes an item"),
+        ("codes", 64, "codes a level"),
+        ("history", 20, "items of a history or window at most"),
+    ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--lr", type=float, default=1e-5, help="learning rate (default 1e-5)")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
@@ -112,11 +169,14 @@ def main() -> None:
     runs = {name: ARMS[name](a, extended, rows, windows) for name in a.arms}
     seconds = {name: [] for name in runs}
     for _ in range(a.pairs):
-        for name, run in runs.items(): seconds[name].append(run())
+        for name, run in runs.items():
+            seconds[name].append(run())
     tokens = {name: sum(len(e.ids) for batch in (windows if name == "one-pass" else rows) for e in batch) for name in runs}
     targets = {name: sum(int(e.scored.sum()) for batch in (windows if name == "one-pass" else rows) for e in batch) for name in runs}
     memory = {} if a.no_memory else {name: peak_of(name) for name in runs}
-    print(f"{a.model}, {a.data}, {a.precision}, batch {a.batch}, {a.steps} steps, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds, median of {a.pairs}")
+    print(
+        f"{a.model}, {a.data}, {a.precision}, batch {a.batch}, {a.steps} steps, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds, median of {a.pairs}"
+    )
     for name in runs:
         second = statistics.median(seconds[name])
         line = f"{name:12s} {second / a.steps:7.3f} s a step   {tokens[name] / second:8.0f} real tokens/s   {targets[name] / second:8.1f} targets/s"
@@ -126,4 +186,5 @@ def main() -> None:
         print(line + (f"   peak {memory[name]:.2f} GB" if memory else ""))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

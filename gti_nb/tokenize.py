@@ -12,23 +12,26 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
 import safetensors.torch
 import torch
+
 from .core import GTIError, atomic_dir, check_choice, content_hash, file_hash, pick_device, pick_dtype, read_json, write_json
 from .data.dataset import Catalogue, load_dataset
 from .data.queries import load_queries
-from .text import encode_text, item_texts
 from .sid.codes import SemanticIds
 from .sid.collisions import POLICIES
 from .sid.quantizers import QUANTIZERS, common_settings, fit_quantizer, make_quantizer
 from .sid.report import level_report, report_card
+from .text import encode_text, item_texts
 
 # %% ../nbs/15_tokenize.ipynb #849ae8da
 def load_catalogue(
     data: str | Path | Catalogue,  # a data set, what `load_dataset` takes, or a folder that `load_queries` takes
 ) -> Catalogue:
     "A data set, of histories or of queries."
-    if isinstance(data, Catalogue): return data
+    if isinstance(data, Catalogue):
+        return data
     queries = Path(data).is_dir() and any(f.stem == "queries" for f in Path(data).iterdir())
     return load_queries(data) if queries else load_dataset(data)
 
@@ -38,43 +41,81 @@ SCHEMA = 2  # of report.json; 1 had one quantizer and no report card
 
 def _content_of(path: str | Path) -> Any:
     "What identifies an encoder or a file of codes: its name, or the hashes of its files where it is a local path."
-    if Path(path).is_file(): return file_hash(path)
-    if not Path(path).is_dir(): return str(path)
+    if Path(path).is_file():
+        return file_hash(path)
+    if not Path(path).is_dir():
+        return str(path)
     return {str(f.relative_to(path)): file_hash(f) for f in sorted(Path(path).rglob("*")) if f.is_file()}
+
 
 def _reusable(out_dir: Path, key: str, parameters: dict) -> bool:
     "True when `out_dir` holds these very codes; `GTIError` when it holds others."
-    if not (out_dir / "report.json").is_file(): return False
+    if not (out_dir / "report.json").is_file():
+        return False
     old = read_json(out_dir / "report.json")
-    if old.get("key") == key: return True
-    if old.get("schema") != SCHEMA: raise GTIError(f"{out_dir}: holds codes made by another version of gti-nb (schema {old.get('schema')!r}, this one writes {SCHEMA}); choose another out_dir, or remove this one to make them anew")
-    changed = [f"{k}: {old.get('parameters', {}).get(k)!r} there, {v!r} now" for k, v in parameters.items() if old.get("parameters", {}).get(k) != v]
-    raise GTIError(f"{out_dir}: holds the codes of other settings ({'; '.join(changed) or 'the content of the encoder or of a file has changed'}); choose another out_dir or remove this one")
+    if old.get("key") == key:
+        return True
+    if old.get("schema") != SCHEMA:
+        raise GTIError(
+            f"{out_dir}: holds codes made by another version of gti-nb (schema {old.get('schema')!r}, this one writes {SCHEMA}); choose another out_dir, or remove this one to make them anew"
+        )
+    changed = [
+        f"{k}: {old.get('parameters', {}).get(k)!r} there, {v!r} now"
+        for k, v in parameters.items()
+        if old.get("parameters", {}).get(k) != v
+    ]
+    raise GTIError(
+        f"{out_dir}: holds the codes of other settings ({'; '.join(changed) or 'the content of the encoder or of a file has changed'}); choose another out_dir or remove this one"
+    )
 
 # %% ../nbs/15_tokenize.ipynb #f9934b7a
 def _check_policy(collisions: str, quantizer: str) -> None:
     "Refuse a policy that does not exist, or that compares distances which the codes do not have."
     check_choice("collisions", collisions, POLICIES)
     if collisions in ("sinkhorn", "hungarian") and not QUANTIZERS[quantizer].geometry:
-        raise GTIError(f"collisions: {collisions!r} compares distances, but {quantizer} codes stand for no vectors; use 'extra_level' or 'none'")
+        raise GTIError(
+            f"collisions: {collisions!r} compares distances, but {quantizer} codes stand for no vectors; use 'extra_level' or 'none'"
+        )
 
 # %% ../nbs/15_tokenize.ipynb #87220c20
-def _build(dataset: Catalogue, texts: list[str], quantizer: Any, parameters: dict, key: str, folder: Path, checkpoints: Path, device: str, progress: bool) -> dict:
+def _build(
+    dataset: Catalogue,
+    texts: list[str],
+    quantizer: Any,
+    parameters: dict,
+    key: str,
+    folder: Path,
+    checkpoints: Path,
+    device: str,
+    progress: bool,
+) -> dict:
     "Encode, quantize and resolve into `folder`; the report comes last."
     p, start = parameters, time.perf_counter()
-    vectors = encode_text(texts, model=p["encoder"], precision=p["precision"], device=device, progress=progress); encoded = time.perf_counter()
+    vectors = encode_text(texts, model=p["encoder"], precision=p["precision"], device=device, progress=progress)
+    encoded = time.perf_counter()
     fitted = fit_quantizer(quantizer, vectors, out_dir=checkpoints, progress=progress)
-    sids = fitted.sids.resolve(p["collisions"], fitted.vectors); quantized = time.perf_counter()
+    sids = fitted.sids.resolve(p["collisions"], fitted.vectors)
+    quantized = time.perf_counter()
     categories = dataset.items.categories.tolist()
-    dataset.save(folder / "dataset"); fitted.sids.save(folder / "quantized"); sids.save(folder / "sids")
-    if hasattr(quantizer, "save"): quantizer.save(folder / "quantizer")
+    dataset.save(folder / "dataset")
+    fitted.sids.save(folder / "quantized")
+    sids.save(folder / "sids")
+    if hasattr(quantizer, "save"):
+        quantizer.save(folder / "quantizer")
     (folder / "vectors.safetensors").write_bytes(safetensors.torch.save({"vectors": vectors}))
-    report = dict(schema=SCHEMA, key=key, parameters=p, dataset=dict(name=dataset.name, cleaning=dataset.report),
-                  vectors=dict(shape=list(vectors.shape), sha256=file_hash(folder / "vectors.safetensors")),
-                  quantizer=fitted.sids.summary(), sids=dict(sids.summary(), content_hash=sids.content_hash), card=report_card(sids, vectors, categories),
-                  levels=level_report(sids, vectors, categories).reset_index().to_dict("records"),
-                  seconds=dict(encode=round(encoded - start, 2), quantize=round(quantized - encoded, 2)),
-                  versions={name: version(name) for name in ("torch", "scikit-learn", "sentence-transformers")})
+    report = dict(
+        schema=SCHEMA,
+        key=key,
+        parameters=p,
+        dataset=dict(name=dataset.name, cleaning=dataset.report),
+        vectors=dict(shape=list(vectors.shape), sha256=file_hash(folder / "vectors.safetensors")),
+        quantizer=fitted.sids.summary(),
+        sids=dict(sids.summary(), content_hash=sids.content_hash),
+        card=report_card(sids, vectors, categories),
+        levels=level_report(sids, vectors, categories).reset_index().to_dict("records"),
+        seconds=dict(encode=round(encoded - start, 2), quantize=round(quantized - encoded, 2)),
+        versions={name: version(name) for name in ("torch", "scikit-learn", "sentence-transformers")},
+    )
     write_json(folder / "report.json", report)
     return report
 
@@ -96,19 +137,45 @@ def tokenize(
 ) -> Path:  # `out_dir`, with dataset/, vectors.safetensors, quantized/ (codes before collisions were resolved), sids/, report.json, and quantizer/ where a network was trained
     "Give every item of a data set a semantic ID and keep all that belongs to it in one folder."
     dataset, out_dir, options = load_catalogue(data), Path(out_dir), quantizer_options or {}
-    fitter = make_quantizer(quantizer, levels, codes, seed, options, device, dataset.items.item_id.tolist())  # refuse wrong settings before the long work
-    _check_policy(collisions, quantizer); texts = item_texts(dataset, template); pick_device(device); pick_dtype(precision, device)
+    fitter = make_quantizer(
+        quantizer, levels, codes, seed, options, device, dataset.items.item_id.tolist()
+    )  # refuse wrong settings before the long work
+    _check_policy(collisions, quantizer)
+    texts = item_texts(dataset, template)
+    pick_device(device)
+    pick_dtype(precision, device)
     common = {k: v for k, v in dict(levels=levels, codes=codes, seed=seed).items() if k in common_settings(quantizer)}
-    parameters = dict(dataset=dataset.content_hash, template=template, encoder=str(encoder), precision=precision, quantizer=quantizer, quantizer_options=dict(options), **common, collisions=collisions)
-    key = content_hash(SCHEMA, dict(parameters, encoder=_content_of(encoder), quantizer_options={k: _content_of(v) if isinstance(v, (str, Path)) else v for k, v in options.items()}))
+    parameters = dict(
+        dataset=dataset.content_hash,
+        template=template,
+        encoder=str(encoder),
+        precision=precision,
+        quantizer=quantizer,
+        quantizer_options=dict(options),
+        **common,
+        collisions=collisions,
+    )
+    key = content_hash(
+        SCHEMA,
+        dict(
+            parameters,
+            encoder=_content_of(encoder),
+            quantizer_options={k: _content_of(v) if isinstance(v, (str, Path)) else v for k, v in options.items()},
+        ),
+    )
     if _reusable(out_dir, key, parameters):
-        if progress: print(f"reusing {out_dir}: the same data set, encoder and settings")
+        if progress:
+            print(f"reusing {out_dir}: the same data set, encoder and settings")
         return out_dir
     checkpoints = out_dir.absolute().with_name(f".{out_dir.name}.{key}")
-    with atomic_dir(out_dir) as folder: report = _build(dataset, texts, fitter, parameters, key, folder, checkpoints, device, progress)
+    with atomic_dir(out_dir) as folder:
+        report = _build(dataset, texts, fitter, parameters, key, folder, checkpoints, device, progress)
     shutil.rmtree(checkpoints, ignore_errors=True)
     s, before = report["sids"], report["quantizer"]["distinct"]
-    if progress: print(f"{out_dir}: {s['items']:,} items, {s['tokens']} new tokens, {before:,} of {s['items']:,} words distinct before collisions: {collisions}")
+    if progress:
+        print(
+            f"{out_dir}: {s['items']:,} items, {s['tokens']} new tokens, {before:,} of {s['items']:,} words distinct before collisions: {collisions}"
+        )
     return out_dir
 
 # %% ../nbs/15_tokenize.ipynb #28583adc
@@ -117,10 +184,15 @@ def load_tokens(
 ) -> tuple[Catalogue, torch.Tensor, SemanticIds]:  # data set, text vectors float32 [n_items, d], semantic IDs
     "Read what `tokenize` wrote, and check that its parts are whole and belong together."
     folder = Path(folder)
-    if not (folder / "report.json").is_file(): raise GTIError(f"{folder}: no report.json, so this is not a finished folder of `tokenize`; run it with out_dir={str(folder)!r}")
+    if not (folder / "report.json").is_file():
+        raise GTIError(f"{folder}: no report.json, so this is not a finished folder of `tokenize`; run it with out_dir={str(folder)!r}")
     report, file = read_json(folder / "report.json"), folder / "vectors.safetensors"
-    if report.get("schema") not in (1, SCHEMA): raise GTIError(f"{folder / 'report.json'}: schema {report.get('schema')!r}, this version reads 1 and {SCHEMA}; tokenize again or update gti-nb")
-    if file_hash(file) != report["vectors"]["sha256"]: raise GTIError(f"{file}: not the file that was written, it is damaged or was replaced; remove {folder} and tokenize again")
+    if report.get("schema") not in (1, SCHEMA):
+        raise GTIError(
+            f"{folder / 'report.json'}: schema {report.get('schema')!r}, this version reads 1 and {SCHEMA}; tokenize again or update gti-nb"
+        )
+    if file_hash(file) != report["vectors"]["sha256"]:
+        raise GTIError(f"{file}: not the file that was written, it is damaged or was replaced; remove {folder} and tokenize again")
     dataset, sids = load_catalogue(folder / "dataset"), SemanticIds.load(folder / "sids")
     if (dataset.content_hash, sids.content_hash) != (report["parameters"]["dataset"], report["sids"]["content_hash"]):
         raise GTIError(f"{folder}: dataset, sids and report.json are not of one run; remove the folder and tokenize again")

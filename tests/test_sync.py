@@ -1,4 +1,5 @@
 "Export, clean and README change nothing: what is committed is what the notebooks say. All of it on a copy of the project."
+
 import json
 import os
 import shutil
@@ -14,23 +15,28 @@ SKIP = {".git", ".venv", "outputs", "build", "dist", "_proc", "_docs", "__pycach
 
 def project_files(root: Path) -> list[Path]:
     "What git tracks or would track; outside a git checkout, everything but environments and outputs."
-    if (root/".git").exists():
-        listed = subprocess.run(["git", "ls-files", "-zco", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True).stdout
-        return [Path(p) for p in listed.split("\0") if p and (root/p).is_file()]
+    if (root / ".git").exists():
+        listed = subprocess.run(
+            ["git", "ls-files", "-zco", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
+        return [Path(p) for p in listed.split("\0") if p and (root / p).is_file()]
     return [p.relative_to(root) for p in sorted(root.rglob("*")) if p.is_file() and not SKIP & set(p.relative_to(root).parts)]
 
 
 @pytest.fixture
 def copy(root, tmp_path) -> Path:
     for path in project_files(root):
-        (tmp_path/path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root/path, tmp_path/path)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / path, tmp_path / path)
     return tmp_path
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
-            if p.is_file() and not SKIP & set(p.relative_to(folder).parts)}
+    return {
+        str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not SKIP & set(p.relative_to(folder).parts)
+    }
 
 
 def changed_by(folder: Path, *command: str) -> list[str]:
@@ -44,7 +50,8 @@ def changed_by(folder: Path, *command: str) -> list[str]:
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
-def tool(name: str) -> str: return str(Path(sys.executable).with_name(name))
+def tool(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
 
 
 COMMANDS = dict(export=[tool("nbdev_export")], clean=[tool("nbdev_clean")], readme=[sys.executable, ".ci/build_readme.py"])
@@ -58,9 +65,10 @@ def test_changes_nothing(copy, step):
 @pytest.mark.parametrize("step, file", [("export", "gti_nb/core.py"), ("clean", "nbs/00_core.ipynb"), ("readme", "README.md")])
 def test_the_check_sees_a_change(copy, step, file):
     if step == "clean":
-        nb = json.loads((copy/file).read_text())
+        nb = json.loads((copy / file).read_text())
         nb["cells"][-1]["metadata"] = {"collapsed": True}
-        (copy/file).write_text(json.dumps(nb, indent=1) + "\n")
+        (copy / file).write_text(json.dumps(nb, indent=1) + "\n")
     else:
-        with (copy/file).open("a") as f: f.write("\n# edited by hand\n")
+        with (copy / file).open("a") as f:
+            f.write("\n# edited by hand\n")
     assert file in changed_by(copy, *COMMANDS[step])

@@ -1,4 +1,5 @@
 "text: templates, the real encoder against sentence-transformers' own way, batches, the cache, two processes, and texts nobody expects."
+
 import os
 import subprocess
 import sys
@@ -6,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from gti_nb import text as module
-from gti_nb.assets import tiny_tokenizer, asset_path, load_base
+from gti_nb.assets import asset_path, load_base, tiny_tokenizer
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.text import LinearMap, encode_text, item_texts, reduce, token_batches
@@ -16,13 +18,15 @@ TEXTS = ["The Lion King. Film from 1994.", "x", "A long one " * 80, "", "مرح�
 
 
 @pytest.fixture(scope="module")
-def minilm(): return asset_path("all-minilm-l6-v2", "encoder")
+def minilm():
+    return asset_path("all-minilm-l6-v2", "encoder")
 
 
 @pytest.fixture(scope="module")
 def plain(minilm):
     "sentence-transformers' own vectors, one text at a time."
     from sentence_transformers import SentenceTransformer
+
     encoder = SentenceTransformer(str(minilm), device="cpu")
     return lambda texts: torch.tensor(np.stack([encoder.encode(t, normalize_embeddings=True, show_progress_bar=False) for t in texts]))
 
@@ -32,10 +36,13 @@ def tiny(tmp_path_factory):
     "A folder like Qwen3-Embedding's: a random decoder whose last token is the vector; texts with a Z have none."
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
     model, tokenizer = load_base("tiny-qwen3")
-    with torch.no_grad(): model.model.embed_tokens.weight[tokenizer.encode("Z")] = float("nan")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.encode("Z")] = float("nan")
     source, folder = tmp_path_factory.mktemp("decoder"), tmp_path_factory.mktemp("encoder")
-    model.save_pretrained(source); tokenizer.save_pretrained(source)
+    model.save_pretrained(source)
+    tokenizer.save_pretrained(source)
     SentenceTransformer(modules=[Transformer(str(source), max_seq_length=64), Pooling(32, "lasttoken")], device="cpu").save(str(folder))
     return folder
 
@@ -43,20 +50,25 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     "An empty cache folder; models are given by path, so that nothing is fetched again."
-    monkeypatch.setenv("GTI_CACHE", str(tmp_path/"cache"))
-    return tmp_path/"cache"/"vectors"
+    monkeypatch.setenv("GTI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vectors"
 
 
 @pytest.fixture
 def encoded(monkeypatch):
     "The texts that were really encoded, in a list that grows."
     seen, encode = [], module._encode
-    def spy(encoder, texts, *rest): seen.extend(texts.values()); return encode(encoder, texts, *rest)
+
+    def spy(encoder, texts, *rest):
+        seen.extend(texts.values())
+        return encode(encoder, texts, *rest)
+
     monkeypatch.setattr(module, "_encode", spy)
     return seen
 
 
 # Templates
+
 
 def test_templates():
     toy = load_dataset("toy")
@@ -68,15 +80,33 @@ def test_templates():
     assert item_texts(toy, "{{{title}}}")[3] == "{A {title} & <b>}"
 
 
-@pytest.mark.parametrize("template, says", [
-    ("titel", "did you mean 'title'"), ("title+descripton", "did you mean 'title\\+description'"), ("", "allowed: 'title'"), (None, "got None"), (3, "got 3"),
-    ("{titel}", "did you mean 'title'"), ("{}", "column: got ''"), ("{0}", "got '0'"), ("{title.__class__}", "allowed"), ("{title[0]}", "allowed"),
-    ("{title!r}", "plain {title}"), ("{title:>9}", "plain {title}"), ("{title", "not a format string"), ("title}", "not a format string"), ("{{title}}", "no column")])
+@pytest.mark.parametrize(
+    "template, says",
+    [
+        ("titel", "did you mean 'title'"),
+        ("title+descripton", "did you mean 'title\\+description'"),
+        ("", "allowed: 'title'"),
+        (None, "got None"),
+        (3, "got 3"),
+        ("{titel}", "did you mean 'title'"),
+        ("{}", "column: got ''"),
+        ("{0}", "got '0'"),
+        ("{title.__class__}", "allowed"),
+        ("{title[0]}", "allowed"),
+        ("{title!r}", "plain {title}"),
+        ("{title:>9}", "plain {title}"),
+        ("{title", "not a format string"),
+        ("title}", "not a format string"),
+        ("{{title}}", "no column"),
+    ],
+)
 def test_wrong_templates(template, says):
-    with pytest.raises(GTIError, match=says): item_texts(load_dataset("toy"), template)
+    with pytest.raises(GTIError, match=says):
+        item_texts(load_dataset("toy"), template)
 
 
 # Batches
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_batches_hold_every_row_once_within_the_budget(seed):
@@ -98,6 +128,7 @@ def test_equal_lengths_fill_the_budget():
 
 # Vectors
 
+
 def test_equals_the_plain_encoder(plain):
     got = encode_text(TEXTS, batch_tokens=30, device="cpu", cache=False, progress=False)
     assert got.dtype == torch.float32 and torch.allclose(got, plain(TEXTS), atol=1e-5)
@@ -107,8 +138,11 @@ def test_equals_the_plain_encoder(plain):
 
 def test_any_encoder(tiny):
     from sentence_transformers import SentenceTransformer
+
     texts = ["a film", "a longer film about war and love", "", "a film " * 300]
-    wanted = SentenceTransformer(str(tiny), device="cpu").encode(texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False)
+    wanted = SentenceTransformer(str(tiny), device="cpu").encode(
+        texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
+    )
     assert torch.allclose(encode_text(texts, tiny, cache=False, progress=False), wanted, atol=1e-5)
     short = encode_text(texts, tiny, max_tokens=8, cache=False, progress=False)
     assert torch.allclose(short[0], wanted[0], atol=1e-5) and not torch.allclose(short[1], wanted[1], atol=1e-2)
@@ -117,12 +151,17 @@ def test_any_encoder(tiny):
 def test_an_encoder_without_a_limit(tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
     SentenceTransformer(modules=[StaticEmbedding(tiny_tokenizer(), embedding_dim=8)], device="cpu").save(str(tmp_path))
     texts = ["a film", "a longer film about war and love", "x"]
-    wanted = SentenceTransformer(str(tmp_path), device="cpu").encode(texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False)
+    wanted = SentenceTransformer(str(tmp_path), device="cpu").encode(
+        texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
+    )
     assert torch.allclose(encode_text(texts, tmp_path, cache=False, progress=False), wanted, atol=1e-5)
-    with pytest.raises(GTIError, match="a vector of zeros for row 1, ''"): encode_text(["a", ""], tmp_path, cache=False, progress=False)
-    with pytest.raises(GTIError, match="max_tokens: got 9, but this encoder reads texts to their end"): encode_text(["a"], tmp_path, max_tokens=9, cache=False, progress=False)
+    with pytest.raises(GTIError, match="a vector of zeros for row 1, ''"):
+        encode_text(["a", ""], tmp_path, cache=False, progress=False)
+    with pytest.raises(GTIError, match="max_tokens: got 9, but this encoder reads texts to their end"):
+        encode_text(["a"], tmp_path, max_tokens=9, cache=False, progress=False)
 
 
 def test_precision(minilm):
@@ -133,7 +172,8 @@ def test_precision(minilm):
 
 
 def test_a_row_without_a_vector_is_named(tiny):
-    with pytest.raises(GTIError, match="NaN or infinity for row 3, 'Zorro'"): encode_text(["a", "a", "b", "Zorro", "c"], tiny, cache=False, progress=False)
+    with pytest.raises(GTIError, match="NaN or infinity for row 3, 'Zorro'"):
+        encode_text(["a", "a", "b", "Zorro", "c"], tiny, cache=False, progress=False)
 
 
 def test_absurd_texts(plain, encoded):
@@ -155,25 +195,48 @@ def test_progress_counts_tokens(capfd):
     assert "encoding texts" in (shown := capfd.readouterr().err) and "9.00/9.00" in shown
 
 
-@pytest.mark.parametrize("texts, says", [([], "at least one text"), ("one", "expected a list"), (["a", 3], "row 1 is 3 of type int"), (["a", None], "row 1 is None"), (["a", float("nan")], "row 1 is nan")])
+@pytest.mark.parametrize(
+    "texts, says",
+    [
+        ([], "at least one text"),
+        ("one", "expected a list"),
+        (["a", 3], "row 1 is 3 of type int"),
+        (["a", None], "row 1 is None"),
+        (["a", float("nan")], "row 1 is nan"),
+    ],
+)
 def test_wrong_texts(texts, says):
-    with pytest.raises(GTIError, match=says): encode_text(texts, progress=False)
+    with pytest.raises(GTIError, match=says):
+        encode_text(texts, progress=False)
 
 
-@pytest.mark.parametrize("options, says", [
-    (dict(model="minilm-l6-v2"), "did you mean 'all-minilm-l6-v2'"), (dict(precision="bf61"), "did you mean 'bf16'"), (dict(device="gpu"), "device: got 'gpu'"), (dict(batch_tokens=0), "batch_tokens: got 0"),
-    (dict(batch_tokens=True), "batch_tokens"), (dict(max_tokens=7), "max_tokens: got 7"), (dict(max_tokens=1024), "max_tokens: got 1024, allowed for this encoder: 8 to 256")])
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(model="minilm-l6-v2"), "did you mean 'all-minilm-l6-v2'"),
+        (dict(precision="bf61"), "did you mean 'bf16'"),
+        (dict(device="gpu"), "device: got 'gpu'"),
+        (dict(batch_tokens=0), "batch_tokens: got 0"),
+        (dict(batch_tokens=True), "batch_tokens"),
+        (dict(max_tokens=7), "max_tokens: got 7"),
+        (dict(max_tokens=1024), "max_tokens: got 1024, allowed for this encoder: 8 to 256"),
+    ],
+)
 def test_wrong_options(options, says):
-    with pytest.raises(GTIError, match=says): encode_text(["a"], progress=False, **{"cache": False, **options})
+    with pytest.raises(GTIError, match=says):
+        encode_text(["a"], progress=False, **{"cache": False, **options})
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(GTIError, match="no \\*.safetensors"): encode_text(["a"], model=tmp_path, progress=False)
-    (tmp_path/"model.safetensors").write_bytes(b"not one")
-    with pytest.raises(GTIError, match="cannot be loaded as a text encoder"): encode_text(["a"], model=tmp_path, progress=False)
+    with pytest.raises(GTIError, match="no \\*.safetensors"):
+        encode_text(["a"], model=tmp_path, progress=False)
+    (tmp_path / "model.safetensors").write_bytes(b"not one")
+    with pytest.raises(GTIError, match="cannot be loaded as a text encoder"):
+        encode_text(["a"], model=tmp_path, progress=False)
 
 
 # The cache
+
 
 def test_only_new_texts_are_encoded(tiny, cache, encoded):
     old = encode_text(["a film", "b", "b"], tiny, progress=False)
@@ -191,23 +254,38 @@ def test_what_is_cached_needs_no_encoder(tiny, cache, monkeypatch):
 
 
 def test_other_settings_are_other_vectors(tiny, cache, encoded, tmp_path):
-    import safetensors.torch, shutil
-    for options in ({}, dict(precision="bf16"), dict(max_tokens=8)): encode_text(["a film"], tiny, progress=False, **options)
-    other = tmp_path/"other"; shutil.copytree(tiny, other)
+    import shutil
+
+    import safetensors.torch
+
+    for options in ({}, dict(precision="bf16"), dict(max_tokens=8)):
+        encode_text(["a film"], tiny, progress=False, **options)
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
     first = encode_text(["a film"], other, progress=False)
     assert len(encoded) == 3, "the same content in another folder is the same encoder"
-    file = next(other.rglob("*.safetensors")); weights = safetensors.torch.load(file.read_bytes())
+    file = next(other.rglob("*.safetensors"))
+    weights = safetensors.torch.load(file.read_bytes())
     file.write_bytes(safetensors.torch.save({k: v * 1.5 for k, v in weights.items()}, {"format": "pt"}))
     assert not torch.allclose(encode_text(["a film"], other, progress=False), first, atol=1e-3) and len(encoded) == 4
 
 
 def test_cache_off(tiny, cache, encoded):
-    for _ in range(2): encode_text(["a film"], tiny, cache=False, progress=False)
+    for _ in range(2):
+        encode_text(["a film"], tiny, cache=False, progress=False)
     assert len(encoded) == 2 and not cache.exists()
 
 
-@pytest.mark.parametrize("damage", [lambda f: f.write_bytes(b""), lambda f: f.write_bytes(f.read_bytes()[:-9]), lambda f: f.write_bytes(f.read_bytes()[:-1] + b"\x7f"),
-                                    lambda f: f.rename(f.with_stem("0" * 64)), lambda f: (f.unlink(), f.mkdir())])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: f.write_bytes(b""),
+        lambda f: f.write_bytes(f.read_bytes()[:-9]),
+        lambda f: f.write_bytes(f.read_bytes()[:-1] + b"\x7f"),
+        lambda f: f.rename(f.with_stem("0" * 64)),
+        lambda f: (f.unlink(), f.mkdir()),
+    ],
+)
 def test_damaged_files_are_computed_again(tiny, cache, encoded, damage, capsys):
     wanted = encode_text(["a film"], tiny, progress=False)
     damage(next(cache.rglob("*.safetensors")))
@@ -216,36 +294,44 @@ def test_damaged_files_are_computed_again(tiny, cache, encoded, damage, capsys):
 
 
 def test_a_cache_that_cannot_be_written(tiny, tmp_path, monkeypatch, capsys):
-    (tmp_path/"file").write_text("in the way"); monkeypatch.setenv("GTI_CACHE", str(tmp_path/"file"))
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("GTI_CACHE", str(tmp_path / "file"))
     got = encode_text(["a film", "b"], tiny, batch_tokens=1, progress=False)
     said = capsys.readouterr().out
     assert got.shape == (2, 32) and said.count("\n") == 1 and said.startswith("vectors are not kept for the next time: ")
 
 
 def test_a_full_disk_leaves_nothing_behind(tiny, cache, monkeypatch, capsys):
-    def full(fd): raise OSError(28, "No space left on device")
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr("os.fsync", full)
     encode_text(["a film"], tiny, progress=False)
     assert "disk is full" in capsys.readouterr().out and not [f for f in cache.rglob("*") if f.is_file()]
 
 
 def test_what_was_done_before_an_error_is_kept(tiny, cache, encoded):
-    with pytest.raises(GTIError, match="row 0, 'Z'"): encode_text(["Z", "a longer film", "a very much longer film"], tiny, batch_tokens=1, progress=False)
-    encoded.clear(); encode_text(["b", "a longer film", "a very much longer film"], tiny, progress=False)
+    with pytest.raises(GTIError, match="row 0, 'Z'"):
+        encode_text(["Z", "a longer film", "a very much longer film"], tiny, batch_tokens=1, progress=False)
+    encoded.clear()
+    encode_text(["b", "a longer film", "a very much longer film"], tiny, progress=False)
     assert encoded == ["b"]
 
 
 def test_many_small_additions_are_gathered(tiny, cache, encoded):
-    for i in range(40): encode_text([f"film {i}"], tiny, progress=False)
+    for i in range(40):
+        encode_text([f"film {i}"], tiny, progress=False)
     assert len(list(cache.rglob("*.safetensors"))) < 34
-    encoded.clear(); encode_text([f"film {i}" for i in range(40)], tiny, progress=False)
+    encoded.clear()
+    encode_text([f"film {i}" for i in range(40)], tiny, progress=False)
     assert encoded == []
 
 
 # Many processes
 
+
 def test_two_processes_give_the_vectors_of_one(minilm, cache, tmp_path):
-    script = tmp_path/"encode.py"
+    script = tmp_path / "encode.py"
     script.write_text("""import os, sys, torch
 from gti_nb import text
 from gti_nb.data.dataset import load_dataset
@@ -258,13 +344,18 @@ for turn in ("cold", "warm"):
     torch.save({"vectors": vectors, "mine": torch.tensor(mine)}, f"{sys.argv[2]}/{turn}{rank}.pt"); mine.clear()
 torch.distributed.destroy_process_group()
 """)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, minilm, tmp_path],
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, minilm, tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
-    cold, warm = ([torch.load(tmp_path/f"{turn}{rank}.pt", weights_only=True) for rank in (0, 1)] for turn in ("cold", "warm"))
+    cold, warm = ([torch.load(tmp_path / f"{turn}{rank}.pt", weights_only=True) for rank in (0, 1)] for turn in ("cold", "warm"))
     texts = load_dataset("toy").texts()
     alone = encode_text(texts + texts[:3], minilm, batch_tokens=60, device="cpu", cache=False, progress=False)
-    for run in cold + warm: assert torch.allclose(run["vectors"], alone, atol=1e-6)
+    for run in cold + warm:
+        assert torch.allclose(run["vectors"], alone, atol=1e-6)
     assert torch.equal(cold[0]["vectors"], cold[1]["vectors"])
     shares = [set(run["mine"].tolist()) for run in cold]
     assert shares[0] | shares[1] == set(range(40)) and not shares[0] & shares[1] and min(map(len, shares)) > 10
@@ -273,12 +364,15 @@ torch.distributed.destroy_process_group()
 
 # Fewer dimensions
 
-def data(n=300, d=12, seed=0): return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) @ torch.diag(torch.arange(d, 0, -1.0)) + 5
+
+def data(n=300, d=12, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) @ torch.diag(torch.arange(d, 0, -1.0)) + 5
 
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_reduce_is_principal_components(whiten):
     from sklearn.decomposition import PCA
+
     x = data()
     got, mapping = reduce(x, 5, whiten)
     wanted = PCA(5, whiten=whiten, svd_solver="full").fit(x.double().numpy())
@@ -289,22 +383,36 @@ def test_reduce_is_principal_components(whiten):
 
 
 def test_reduce_does_not_depend_on_the_order():
-    x = data(); order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    x = data()
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(reduce(x[order], 12)[0], reduce(x, 12)[0][order], atol=1e-4)
 
 
 def test_a_map_on_disk(tmp_path):
     _, mapping = reduce(data(), 5, whiten=True)
-    mapping.save(tmp_path/"map.safetensors")
-    assert torch.equal(LinearMap.load(tmp_path/"map.safetensors")(data()), mapping(data()))
-    (tmp_path/"map.safetensors").write_bytes((tmp_path/"map.safetensors").read_bytes()[:-3])
-    with pytest.raises(GTIError, match="cannot be read as a linear map"): LinearMap.load(tmp_path/"map.safetensors")
-    LinearMap(mapping.mean * float("nan"), mapping.matrix).save(tmp_path/"nan.safetensors")
-    with pytest.raises(GTIError, match="NaN or infinity"): LinearMap.load(tmp_path/"nan.safetensors")
+    mapping.save(tmp_path / "map.safetensors")
+    assert torch.equal(LinearMap.load(tmp_path / "map.safetensors")(data()), mapping(data()))
+    (tmp_path / "map.safetensors").write_bytes((tmp_path / "map.safetensors").read_bytes()[:-3])
+    with pytest.raises(GTIError, match="cannot be read as a linear map"):
+        LinearMap.load(tmp_path / "map.safetensors")
+    LinearMap(mapping.mean * float("nan"), mapping.matrix).save(tmp_path / "nan.safetensors")
+    with pytest.raises(GTIError, match="NaN or infinity"):
+        LinearMap.load(tmp_path / "nan.safetensors")
 
 
-@pytest.mark.parametrize("vectors, dim, whiten, says", [
-    (data(), 0, False, "dim: got 0, allowed: 1 to 12"), (data(), 13, False, "got 13"), (data(4), 4, False, "allowed: 1 to 3 for 4 vectors"), (data(), 2.5, False, "got 2.5"), (data()[0], 1, False, "shape \\(12,\\)"),
-    (data().index_fill(0, torch.tensor(7), float("nan")), 2, False, "infinity in row 7"), (data()[:, [0, 0, 1]], 3, True, "vary in 2 directions only"), (torch.ones(9, 3), 1, False, "all 9 are equal")])
+@pytest.mark.parametrize(
+    "vectors, dim, whiten, says",
+    [
+        (data(), 0, False, "dim: got 0, allowed: 1 to 12"),
+        (data(), 13, False, "got 13"),
+        (data(4), 4, False, "allowed: 1 to 3 for 4 vectors"),
+        (data(), 2.5, False, "got 2.5"),
+        (data()[0], 1, False, "shape \\(12,\\)"),
+        (data().index_fill(0, torch.tensor(7), float("nan")), 2, False, "infinity in row 7"),
+        (data()[:, [0, 0, 1]], 3, True, "vary in 2 directions only"),
+        (torch.ones(9, 3), 1, False, "all 9 are equal"),
+    ],
+)
 def test_wrong_reductions(vectors, dim, whiten, says):
-    with pytest.raises(GTIError, match=says): reduce(vectors, dim, whiten)
+    with pytest.raises(GTIError, match=says):
+        reduce(vectors, dim, whiten)

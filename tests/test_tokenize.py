@@ -1,12 +1,15 @@
 "The folder of tokens: reused, never overwritten, never half written."
+
 import json
+
 import numpy as np
 import pytest
 import torch
+
+from gti_nb import tokenize as module
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.data.queries import load_queries
-from gti_nb.sid import tokenize as module
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.imported import random_sids
 from gti_nb.sid.quantizers import QUANTIZERS, compare_quantizers, plan_comparison, rank_quantizers
@@ -20,10 +23,12 @@ SETTINGS = dict(levels=2, codes=8, progress=False)
 def encoder(monkeypatch):
     "Stands in for the text encoder and counts its calls; what it returns depends on the texts only."
     calls = []
+
     def encode(texts, **kwargs):
         calls.append(len(texts))
         rows = [np.random.default_rng(list(t.encode())).normal(size=16) for t in texts]
         return torch.nn.functional.normalize(torch.tensor(np.stack(rows), dtype=torch.float32), dim=1)
+
     monkeypatch.setattr(module, "encode_text", encode)
     return calls
 
@@ -36,18 +41,33 @@ def test_second_call_reuses_and_says_so(tmp_path, encoder, capsys):
     assert len(encoder) == 1 and before == {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("change", [dict(codes=6), dict(levels=3), dict(seed=1), dict(collisions="none"), dict(encoder="another"), dict(template="title"), dict(precision="bf16"),
-                                    dict(quantizer="random"), dict(quantizer_options={"iterations": 3})])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(codes=6),
+        dict(levels=3),
+        dict(seed=1),
+        dict(collisions="none"),
+        dict(encoder="another"),
+        dict(template="title"),
+        dict(precision="bf16"),
+        dict(quantizer="random"),
+        dict(quantizer_options={"iterations": 3}),
+    ],
+)
 def test_other_settings_are_refused_and_named(tmp_path, change):
     tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
-    with pytest.raises(GTIError, match=f"{next(iter(change))}: .* now"): tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, **change})
+    with pytest.raises(GTIError, match=f"{next(iter(change))}: .* now"):
+        tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, **change})
 
 
 def test_a_changed_local_encoder_is_another_key(tmp_path):
-    (tmp_path / "encoder").mkdir(); (tmp_path / "encoder" / "weights").write_text("one")
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "weights").write_text("one")
     tokenize("toy", encoder=tmp_path / "encoder", out_dir=tmp_path / "t", **SETTINGS)
     (tmp_path / "encoder" / "weights").write_text("two")
-    with pytest.raises(GTIError, match="the content of the encoder or of a file has changed"): tokenize("toy", encoder=tmp_path / "encoder", out_dir=tmp_path / "t", **SETTINGS)
+    with pytest.raises(GTIError, match="the content of the encoder or of a file has changed"):
+        tokenize("toy", encoder=tmp_path / "encoder", out_dir=tmp_path / "t", **SETTINGS)
 
 
 def test_same_inputs_same_codes_in_two_folders(tmp_path):
@@ -60,31 +80,53 @@ def test_report_says_how_it_came_to_be(tmp_path):
     dataset, vectors, sids = load_tokens(tmp_path / "t")
     assert report["sids"]["items"] == dataset.n_items == len(vectors) == sids.n_items
     before = SemanticIds.load(tmp_path / "t" / "quantized")
-    assert before.policy == "none" and torch.equal(before.codes, sids.codes[:, :2]) and report["quantizer"]["distinct"] == before.summary()["distinct"] < 40
+    assert (
+        before.policy == "none"
+        and torch.equal(before.codes, sids.codes[:, :2])
+        and report["quantizer"]["distinct"] == before.summary()["distinct"] < 40
+    )
     assert report["sids"]["policy"] == "extra_level" and report["sids"]["collision_excess"] == 0
     assert report["quantizer"]["residual_energy"][-1] == pytest.approx(sids.residual_energy(vectors)[1])
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(collisions="extra-level"), "did you mean 'extra_level'"), (dict(codes=64), "got 64 for 40 items"), (dict(levels=0), "levels: got 0"),
-    (dict(quantizer="rqkmean"), "did you mean 'rqkmeans'"), (dict(quantizer_options={"iteration": 2}), "did you mean 'iterations'"), (dict(quantizer_options=[2]), "expected names and values"),
-    (dict(quantizer="rqvae", quantizer_options={"preset": "big"}), "preset: got 'big'"), (dict(quantizer="imported"), "set index to the path"), (dict(template="titles"), "template"),
-    (dict(quantizer="random", collisions="hungarian"), "stand for no vectors"), (dict(precision="fp16"), "precision: got 'fp16'"), (dict(device="tpu"), "device: got 'tpu'")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(collisions="extra-level"), "did you mean 'extra_level'"),
+        (dict(codes=64), "got 64 for 40 items"),
+        (dict(levels=0), "levels: got 0"),
+        (dict(quantizer="rqkmean"), "did you mean 'rqkmeans'"),
+        (dict(quantizer_options={"iteration": 2}), "did you mean 'iterations'"),
+        (dict(quantizer_options=[2]), "expected names and values"),
+        (dict(quantizer="rqvae", quantizer_options={"preset": "big"}), "preset: got 'big'"),
+        (dict(quantizer="imported"), "set index to the path"),
+        (dict(template="titles"), "template"),
+        (dict(quantizer="random", collisions="hungarian"), "stand for no vectors"),
+        (dict(precision="fp16"), "precision: got 'fp16'"),
+        (dict(device="tpu"), "device: got 'tpu'"),
+    ],
+)
 def test_wrong_settings_are_refused_before_encoding(tmp_path, encoder, wrong, message):
-    with pytest.raises(GTIError, match=message): tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, **wrong})
+    with pytest.raises(GTIError, match=message):
+        tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, **wrong})
     assert encoder == [] and not (tmp_path / "t").exists()
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(*args, **kwargs): raise GTIError("the disk is full")
+    def fail(*args, **kwargs):
+        raise GTIError("the disk is full")
+
     monkeypatch.setattr(module.SemanticIds, "save", fail)
-    with pytest.raises(GTIError, match="disk is full"): tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
+    with pytest.raises(GTIError, match="disk is full"):
+        tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
-    (tmp_path / "t").mkdir(); (tmp_path / "t" / "thesis.tex").write_text("important")
-    with pytest.raises(GTIError, match="not empty"): tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "thesis.tex").write_text("important")
+    with pytest.raises(GTIError, match="not empty"):
+        tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
     assert [f.name for f in (tmp_path / "t").iterdir()] == ["thesis.tex"]
 
 
@@ -92,9 +134,11 @@ def test_mixed_or_damaged_folders_are_refused(tmp_path):
     a, b = (tokenize("toy", out_dir=tmp_path / n, **{**SETTINGS, "seed": s}) for s, n in enumerate("ab"))
     (a / "sids" / "sids.json").write_bytes((b / "sids" / "sids.json").read_bytes())
     (a / "sids" / "sids.safetensors").write_bytes((b / "sids" / "sids.safetensors").read_bytes())
-    with pytest.raises(GTIError, match="not of one run"): load_tokens(a)
+    with pytest.raises(GTIError, match="not of one run"):
+        load_tokens(a)
     (b / "vectors.safetensors").write_bytes((b / "vectors.safetensors").read_bytes()[:-1])
-    with pytest.raises(GTIError, match="damaged"): load_tokens(b)
+    with pytest.raises(GTIError, match="damaged"):
+        load_tokens(b)
 
 
 NETWORK = dict(hidden=[16], latent=4, epochs=4)  # a network of an instant
@@ -128,21 +172,34 @@ def test_imported_words_are_those_of_the_file_and_a_changed_file_is_another_key(
     settings = {**SETTINGS, "quantizer": "imported", "quantizer_options": {"index": str(index)}, "collisions": "none"}
     _, _, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "t", **settings))
     assert (sids.codes == random_sids(40, 2, 8, seed=3).codes).all()
-    assert tokenize("toy", out_dir=tmp_path / "t", **{**settings, "levels": 4, "codes": 99, "seed": 7}) == tmp_path / "t"  # the file has its own
-    words = json.loads(index.read_text()); first, second, *_ = words; words[first], words[second] = words[second], words[first]
+    assert (
+        tokenize("toy", out_dir=tmp_path / "t", **{**settings, "levels": 4, "codes": 99, "seed": 7}) == tmp_path / "t"
+    )  # the file has its own
+    words = json.loads(index.read_text())
+    first, second, *_ = words
+    words[first], words[second] = words[second], words[first]
     index.write_text(json.dumps(words))
-    with pytest.raises(GTIError, match="content of the encoder or of a file has changed"): tokenize("toy", out_dir=tmp_path / "t", **settings)
+    with pytest.raises(GTIError, match="content of the encoder or of a file has changed"):
+        tokenize("toy", out_dir=tmp_path / "t", **settings)
 
 
 def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     settings = {**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK}
     _, _, whole = load_tokens(tokenize("toy", out_dir=tmp_path / "whole", **settings))
     fit, seen = RQVAE.fit, []
+
     def stop(row):
         seen.append(row["epoch"])
-        if row["epoch"] == 2 and len(seen) == 2: raise KeyboardInterrupt
-    monkeypatch.setattr(RQVAE, "fit", lambda self, vectors, out_dir=None, progress=True: fit(self, vectors, out_dir, progress, on_epoch=stop, checkpoint_seconds=0))
-    with pytest.raises(KeyboardInterrupt): tokenize("toy", out_dir=tmp_path / "cut", **settings)
+        if row["epoch"] == 2 and len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        RQVAE,
+        "fit",
+        lambda self, vectors, out_dir=None, progress=True: fit(self, vectors, out_dir, progress, on_epoch=stop, checkpoint_seconds=0),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        tokenize("toy", out_dir=tmp_path / "cut", **settings)
     assert not (tmp_path / "cut").exists()
     _, vectors, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "cut", **settings))
     assert seen == [1, 2, 3, 4] and sids.content_hash == whole.content_hash
@@ -152,43 +209,65 @@ def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("policy", ["none", "extra_level", "sinkhorn", "hungarian"])
 def test_every_policy_is_applied_in_the_space_of_the_codes(tmp_path, policy):
-    _, vectors, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK, "collisions": policy}))
+    _, vectors, sids = load_tokens(
+        tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK, "collisions": policy})
+    )
     latents = RQVAE.load(tmp_path / "t" / "quantizer").latent(vectors)
     assert sids.policy == policy and (sids.codes[:, 0] == sids.assign(latents, levels=1)[:, 0]).all()
 
 
 def test_queries_have_items_too(tmp_path):
-    queries = load_queries("toy"); queries.save(tmp_path / "saved")
+    queries = load_queries("toy")
+    queries.save(tmp_path / "saved")
     for data in (queries, tmp_path / "saved"):
         folder = tokenize(data, out_dir=tmp_path / "t", levels=2, codes=4, progress=False)
         dataset, vectors, sids = load_tokens(folder)
-        assert type(dataset) is type(queries) and dataset.content_hash == queries.content_hash and len(vectors) == sids.n_items == queries.n_items
+        assert (
+            type(dataset) is type(queries)
+            and dataset.content_hash == queries.content_hash
+            and len(vectors) == sids.n_items == queries.n_items
+        )
 
 
 def test_the_template_decides_what_is_encoded(tmp_path, monkeypatch):
     heard, encode = [], module.encode_text
     monkeypatch.setattr(module, "encode_text", lambda texts, **k: (heard.append((texts, k)), encode(texts))[1])
     tokenize("toy", out_dir=tmp_path / "t", template="A film called {title}", precision="fp32", device="cpu", **SETTINGS)
-    (texts, options), = heard
-    assert texts == [f"A film called {t}" for t in load_dataset("toy").items.title] and (options["precision"], options["device"], options["model"]) == ("fp32", "cpu", "all-minilm-l6-v2")
+    ((texts, options),) = heard
+    assert texts == [f"A film called {t}" for t in load_dataset("toy").items.title] and (
+        options["precision"],
+        options["device"],
+        options["model"],
+    ) == ("fp32", "cpu", "all-minilm-l6-v2")
 
 
 def test_a_folder_of_the_first_version_is_read_but_not_taken_for_the_same(tmp_path):
     folder = tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
     report = json.loads((folder / "report.json").read_text())
-    old = {**report, "schema": 1, "key": "0" * 16, "parameters": {k: v for k, v in report["parameters"].items() if k not in ("quantizer", "quantizer_options", "template", "precision")}}
+    old = {
+        **report,
+        "schema": 1,
+        "key": "0" * 16,
+        "parameters": {
+            k: v for k, v in report["parameters"].items() if k not in ("quantizer", "quantizer_options", "template", "precision")
+        },
+    }
     (folder / "report.json").write_text(json.dumps(old))
     assert load_tokens(folder)[2].n_items == 40
-    with pytest.raises(GTIError, match="another version of gti-nb .schema 1, this one writes 2."): tokenize("toy", out_dir=folder, **SETTINGS)
+    with pytest.raises(GTIError, match="another version of gti-nb .schema 1, this one writes 2."):
+        tokenize("toy", out_dir=folder, **SETTINGS)
     (folder / "report.json").write_text(json.dumps({**old, "schema": 3}))
-    with pytest.raises(GTIError, match="schema 3, this version reads 1 and 2"): load_tokens(folder)
+    with pytest.raises(GTIError, match="schema 3, this version reads 1 and 2"):
+        load_tokens(folder)
 
 
 def test_comparison_against_single_fits():
     heap = torch.arange(120) % 6
-    vectors = torch.eye(6, 12)[heap] + .2 * torch.randn(120, 12, generator=torch.Generator().manual_seed(1))
+    vectors = torch.eye(6, 12)[heap] + 0.2 * torch.randn(120, 12, generator=torch.Generator().manual_seed(1))
     choices = ["random", "rqkmeans", {"quantizer": "rqvae", **NETWORK}]
-    frame, first = compare_quantizers(vectors, plan_comparison(choices, levels=2, codes=6, seeds=[0, 5]), categories=[f"heap {h}" for h in heap.tolist()])
+    frame, first = compare_quantizers(
+        vectors, plan_comparison(choices, levels=2, codes=6, seeds=[0, 5]), categories=[f"heap {h}" for h in heap.tolist()]
+    )
     assert len(frame) == 6 and frame.groupby("quantizer").seed.apply(list).map(tuple).unique().tolist() == [(0, 5)]
     again, _ = compare_quantizers(vectors, plan_comparison(choices[::-1], levels=2, codes=6, seeds=[5, 0]))
     same = lambda f: f.sort_values(["quantizer", "seed"]).neighbours.tolist()
@@ -204,14 +283,25 @@ def test_comparison_against_single_fits():
 
 def test_equal_neighbours_are_ranked_by_collisions():
     import pandas as pd
-    rows = [dict(quantizer=q, seed=0, neighbours=n, collision_share=c) for q, n, c in [("a", .5, .3), ("b", .5, .1), ("c", .6, .9)]]
+
+    rows = [dict(quantizer=q, seed=0, neighbours=n, collision_share=c) for q, n, c in [("a", 0.5, 0.3), ("b", 0.5, 0.1), ("c", 0.6, 0.9)]]
     assert rank_quantizers(pd.DataFrame(rows)).index.tolist() == ["c", "b", "a"]
 
 
-@pytest.mark.parametrize("wrong, message", [(dict(choices=["rqkmeans", "randon"]), "did you mean 'random'"), (dict(choices=[{"preset": "small"}]), "expected a name such as"), (dict(choices=[3]), "expected a name such as"),
-                                            (dict(choices=["random"], seeds=[]), "at least one of each"), (dict(choices=["rqkmeans", "rqkmeans"]), "more than once"), (dict(choices=["rqkmeans"], codes=9, item_ids=list("abc")), "got 9 for 3 items")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(choices=["rqkmeans", "randon"]), "did you mean 'random'"),
+        (dict(choices=[{"preset": "small"}]), "expected a name such as"),
+        (dict(choices=[3]), "expected a name such as"),
+        (dict(choices=["random"], seeds=[]), "at least one of each"),
+        (dict(choices=["rqkmeans", "rqkmeans"]), "more than once"),
+        (dict(choices=["rqkmeans"], codes=9, item_ids=list("abc")), "got 9 for 3 items"),
+    ],
+)
 def test_a_wrong_comparison_is_refused_before_the_first_fit(wrong, message):
-    with pytest.raises(GTIError, match=message): plan_comparison(**wrong)
+    with pytest.raises(GTIError, match=message):
+        plan_comparison(**wrong)
 
 
 def test_codes_from_a_file_are_taken_once_whatever_the_seeds(index):

@@ -6,47 +6,75 @@
 __all__ = ['plain_text', 'python_literal', 'amazon_pair', 'amazon_2023_tables']
 
 # %% ../../nbs/03_data/01_amazon.ipynb #63ff06a6
-import ast, gzip, html, itertools, json, os, re, tempfile, warnings, zlib
+import ast
+import gzip
+import html
+import itertools
+import json
+import os
+import re
+import tempfile
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
 import pandas as pd
+
 from ..assets import cache_dir
 from ..core import GTIError, atomic_dir, check_choice, content_hash, progress
 from .tables import not_utf8, read_pair
 
 # %% ../../nbs/03_data/01_amazon.ipynb #4a29d893
 _INLINE = "a|abbr|b|big|code|em|font|i|s|small|span|strike|strong|sub|sup|tt|u"
-_BLOCK = ("article|aside|blockquote|body|br|button|center|cite|dd|div|dl|dt|embed|figure|footer|form|h[1-6]|head|header|hr|html|iframe|img|input|label|li|link|meta|nav|object|ol|p|param|pre|"
-          "section|source|table|tbody|td|tfoot|th|thead|title|tr|ul|video")
-_MARKUP = re.compile(rf"<(script|style)\b[^<>]*>[^<]*</\1\s*>|<!--[^<>]*-->|</?(?:(?P<inline>{_INLINE})|{_BLOCK}|script|style)(?=[\s/>])[^<>]*>", re.IGNORECASE)
+_BLOCK = (
+    "article|aside|blockquote|body|br|button|center|cite|dd|div|dl|dt|embed|figure|footer|form|h[1-6]|head|header|hr|html|iframe|img|input|label|li|link|meta|nav|object|ol|p|param|pre|"
+    "section|source|table|tbody|td|tfoot|th|thead|title|tr|ul|video"
+)
+_MARKUP = re.compile(
+    rf"<(script|style)\b[^<>]*>[^<]*</\1\s*>|<!--[^<>]*-->|</?(?:(?P<inline>{_INLINE})|{_BLOCK}|script|style)(?=[\s/>])[^<>]*>",
+    re.IGNORECASE,
+)
+
 
 def plain_text(
     text: str,  # with HTML in it
 ) -> str:  # without
     "Resolve HTML entities and drop tags; a tag between words leaves a space, one inside a word does not."
-    for _ in range(2): text = _MARKUP.sub(lambda m: "" if m["inline"] else " ", html.unescape(text)) if "<" in text or "&" in text else text
+    for _ in range(2):
+        text = _MARKUP.sub(lambda m: "" if m["inline"] else " ", html.unescape(text)) if "<" in text or "&" in text else text
     return " ".join(text.split())
 
 # %% ../../nbs/03_data/01_amazon.ipynb #94ffe59e
 def _parts(value) -> Iterator[str]:
     "The texts in a text, a list of texts or a list of lists."
-    if isinstance(value, str): yield value
-    elif isinstance(value, (list, tuple)): yield from itertools.chain.from_iterable(map(_parts, value))
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        yield from itertools.chain.from_iterable(map(_parts, value))
+
 
 def _flat(value) -> list[str]:
     "The texts in a value, without markup, each once."
     return list(dict.fromkeys(filter(None, map(plain_text, _parts(value)))))
 
+
 def _product(record: dict, item_id: str) -> dict:
     "One product of any generation under the package's column names."
     first = lambda *names: next((v for n in names if (v := _flat(record.get(n)))), [])
     title = " ".join(_flat(record.get("title")))
-    return {"item_id": item_id, "title": "" if "getTime" in title else title, "description": " ".join(first("description", "features", "feature")),
-            "categories": ", ".join(first("categories", "category", "main_category")), "brand": " ".join(first("store", "brand"))}
+    return {
+        "item_id": item_id,
+        "title": "" if "getTime" in title else title,
+        "description": " ".join(first("description", "features", "feature")),
+        "categories": ", ".join(first("categories", "category", "main_category")),
+        "brand": " ".join(first("store", "brand")),
+    }
 
 # %% ../../nbs/03_data/01_amazon.ipynb #1a7d75c8
 _JSON = json.JSONDecoder(strict=False)  # control characters inside of texts are no reason to stop
+
 
 def python_literal(
     text: str,  # such as "{'asin': '0001'}"
@@ -56,28 +84,38 @@ def python_literal(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about backslashes
             return ast.literal_eval(text.strip())
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as e: raise ValueError from e
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as e:
+        raise ValueError from e
+
 
 def _record(line: str, where: str) -> dict:
     "One object, written as JSON or as a Python literal."
-    try: record = _JSON.decode(line.strip())
+    try:
+        record = _JSON.decode(line.strip())
     except (ValueError, RecursionError):
-        try: record = python_literal(line)
-        except ValueError: raise GTIError(f"{where} is neither a JSON object nor a Python literal") from None
-    if not isinstance(record, dict): raise GTIError(f"{where} is a {type(record).__name__}, expected an object")
+        try:
+            record = python_literal(line)
+        except ValueError:
+            raise GTIError(f"{where} is neither a JSON object nor a Python literal") from None
+    if not isinstance(record, dict):
+        raise GTIError(f"{where} is a {type(record).__name__}, expected an object")
     return record
+
 
 def _products(lines: Iterable[tuple[int, str]], key: str, wanted: set[str], path) -> list[dict]:
     "The products with a wanted id, in file order."
     mentioned, found = re.compile(rf"""["']{key}["']\s*:\s*["']([^"']+)["']"""), []
     for number, line in lines:
-        if wanted.isdisjoint(mentioned.findall(line)): continue
+        if wanted.isdisjoint(mentioned.findall(line)):
+            continue
         record = _record(line, f"{path}: line {number}")
-        if isinstance(record.get(key), str) and record[key] in wanted: found.append(_product(record, record[key]))
+        if isinstance(record.get(key), str) and record[key] in wanted:
+            found.append(_product(record, record[key]))
     return found
 
 # %% ../../nbs/03_data/01_amazon.ipynb #929387bd
 _LONGEST, _EXPANSION = 2**24, 200
+
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     "Number and text of every line of a file, packed with gzip or not."
@@ -85,13 +123,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
             for number in itertools.count(1):
-                line = f.readline(_LONGEST + 1); total += len(line)
-                if not line: return
-                if len(line) > _LONGEST: raise GTIError(f"{path}: line {number} is longer than {_LONGEST:,} bytes; refused")
-                if total > max(_EXPANSION * size, 2**26): raise GTIError(f"{path}: unpacks to more than {_EXPANSION} times its {size:,} bytes; refused")
+                line = f.readline(_LONGEST + 1)
+                total += len(line)
+                if not line:
+                    return
+                if len(line) > _LONGEST:
+                    raise GTIError(f"{path}: line {number} is longer than {_LONGEST:,} bytes; refused")
+                if total > max(_EXPANSION * size, 2**26):
+                    raise GTIError(f"{path}: unpacks to more than {_EXPANSION} times its {size:,} bytes; refused")
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError: raise GTIError(f"{path}: line {number} is not UTF-8 text") from None
-    except (OSError, EOFError, zlib.error) as e: raise GTIError(f"{path}: {getattr(e, 'strerror', None) or f'damaged ({e})'}") from e
+    except UnicodeDecodeError:
+        raise GTIError(f"{path}: line {number} is not UTF-8 text") from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise GTIError(f"{path}: {getattr(e, 'strerror', None) or f'damaged ({e})'}") from e
 
 # %% ../../nbs/03_data/01_amazon.ipynb #90424846
 def amazon_pair(
@@ -102,14 +146,17 @@ def amazon_pair(
     fields = {"user_id": "reviewerID", "item_id": "asin", "timestamp": "unixReviewTime", "rating": "overall"}
     cells = {name: [] for name in fields}
     for number, line in _lines(reviews):
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         record = _record(line, f"{reviews}: line {number}")
         for name, field in fields.items():
-            if record.get(field) in (None, ""): raise GTIError(f"{reviews}: line {number} has no {field!r}")
+            if record.get(field) in (None, ""):
+                raise GTIError(f"{reviews}: line {number} has no {field!r}")
             cells[name].append(record[field])
     events = pd.DataFrame(cells)
     items = _products(_lines(meta), "asin", set(events.item_id), meta)
-    if not items: raise GTIError(f"{meta}: none of the {events.item_id.nunique():,} products of {reviews.name} is in it")
+    if not items:
+        raise GTIError(f"{meta}: none of the {events.item_id.nunique():,} products of {reviews.name} is in it")
     return read_pair(pd.DataFrame(items), events, names=(str(meta), str(reviews)))
 
 # %% ../../nbs/03_data/01_amazon.ipynb #cec64990
@@ -120,14 +167,21 @@ _CATEGORIES = """All_Beauty Amazon_Fashion Appliances Arts_Crafts_and_Sewing Aut
     Subscription_Boxes Tools_and_Home_Improvement Toys_and_Games Unknown Video_Games""".split()
 _ONLY_0CORE = {"Handmade_Products", "Digital_Music", "Subscription_Boxes", "Amazon_Fashion", "Health_and_Personal_Care", "Appliances"}
 
+
 def _amazon_2023_files(category: str, core: str, root: str) -> tuple[str, str]:
     "Paths of a category's products and interactions; a local mirror is looked into, the hub is known."
     check_choice("core", core, ["5core", "0core"])
-    if "://" in root: known = {"0core": _CATEGORIES, "5core": [c for c in _CATEGORIES if c not in _ONLY_0CORE]}
-    else: known = {c: sorted(p.stem for p in Path(root).glob(f"benchmark/{c}/rating_only/*.csv")) for c in ("0core", "5core")}
-    if not any(known.values()): raise GTIError(f"{root}: no mirror of Amazon Reviews 2023, expected files such as benchmark/5core/rating_only/Gift_Cards.csv in it")
+    if "://" in root:
+        known = {"0core": _CATEGORIES, "5core": [c for c in _CATEGORIES if c not in _ONLY_0CORE]}
+    else:
+        known = {c: sorted(p.stem for p in Path(root).glob(f"benchmark/{c}/rating_only/*.csv")) for c in ("0core", "5core")}
+    if not any(known.values()):
+        raise GTIError(f"{root}: no mirror of Amazon Reviews 2023, expected files such as benchmark/5core/rating_only/Gift_Cards.csv in it")
     only = [c for c in known["0core"] if c not in known["5core"]]
-    if core == "5core" and category in only: raise GTIError(f"amazon-2023/{category}: there is no 5core of {category}, only a 0core; ask for 'amazon-2023/{category}/0core' and let cleaning cut it")
+    if core == "5core" and category in only:
+        raise GTIError(
+            f"amazon-2023/{category}: there is no 5core of {category}, only a 0core; ask for 'amazon-2023/{category}/0core' and let cleaning cut it"
+        )
     check_choice("Amazon 2023 category", category, known["5core"] + [f"{c}/0core" for c in only] if core == "5core" else known["0core"])
     return f"{root}/raw/meta_categories/meta_{category}.jsonl", f"{root}/benchmark/{core}/rating_only/{category}.csv"
 
@@ -135,24 +189,39 @@ def _amazon_2023_files(category: str, core: str, root: str) -> tuple[str, str]:
 def _stream(builder: str, path: str, batch: int, **options) -> "Iterator[pyarrow.Table]":
     "A file, local or on the hub, in batches, through a builder of `datasets`."
     import datasets
+
     try:
         with tempfile.TemporaryDirectory() as scratch:  # the builder wants a folder, and the one in the user's home may be read-only
-            yield from datasets.load_dataset(builder, data_files=path, split="train", streaming=True, encoding="utf-8-sig", cache_dir=scratch, **options).with_format("arrow").iter(batch_size=batch)
-    except UnicodeDecodeError as e: raise GTIError(f"{path}: not UTF-8 text ({e})") if "://" in path else not_utf8(Path(path)) from None
+            yield from (
+                datasets.load_dataset(
+                    builder, data_files=path, split="train", streaming=True, encoding="utf-8-sig", cache_dir=scratch, **options
+                )
+                .with_format("arrow")
+                .iter(batch_size=batch)
+            )
+    except UnicodeDecodeError as e:
+        raise GTIError(f"{path}: not UTF-8 text ({e})") if "://" in path else not_utf8(Path(path)) from None
     except Exception as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise GTIError(f"{path}: could not be read: {why[:200]}" + ("; check the network, or set GTI_AMAZON_2023 to a local mirror" if "://" in path else "")) from e
+        raise GTIError(
+            f"{path}: could not be read: {why[:200]}"
+            + ("; check the network, or set GTI_AMAZON_2023 to a local mirror" if "://" in path else "")
+        ) from e
+
 
 def _amazon_2023_streams(meta: str, ratings: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Interactions and the products in them."
     from datasets import Features, Value
+
     columns = Features({c: Value("string") for c in ("user_id", "parent_asin", "rating", "timestamp")})
     events = [batch.to_pandas() for batch in _stream("csv", ratings, 100_000, features=columns, keep_default_na=False)]
-    if not events: raise GTIError(f"{ratings}: no rows")
+    if not events:
+        raise GTIError(f"{ratings}: no rows")
     events = pd.concat(events, ignore_index=True)
     lines = (line for batch in _stream("text", meta, 1000) for line in batch["text"].to_pylist())
     items = _products(enumerate(progress(lines, desc="products", enabled="://" in meta), 1), "parent_asin", set(events.parent_asin), meta)
-    if not items: raise GTIError(f"{meta}: none of the {events.parent_asin.nunique():,} products of the interactions is in it")
+    if not items:
+        raise GTIError(f"{meta}: none of the {events.parent_asin.nunique():,} products of the interactions is in it")
     return read_pair(pd.DataFrame(items), events, {"item_id": ["item_id", "parent_asin"]}, names=(meta, ratings))
 
 # %% ../../nbs/03_data/01_amazon.ipynb #f6f0451d
@@ -163,12 +232,18 @@ def amazon_2023_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # items, interactions
     "A category of Amazon Reviews 2023 (Hou et al., 2024): streamed once, then read from the cache folder."
     root = str(root or os.environ.get("GTI_AMAZON_2023") or _AMAZON_2023)
-    if "://" not in root: root = str(Path(root).expanduser().absolute())
+    if "://" not in root:
+        root = str(Path(root).expanduser().absolute())
     files = _amazon_2023_files(category, core, root)
     missing = [f for f in files if "://" not in f and not Path(f).is_file()]
-    if missing: raise GTIError(f"{missing[0]}: no such file, the mirror lacks it")
-    kept = cache_dir()/f"amazon-2023-{category}-{core}-{content_hash(files, [(s.st_size, s.st_mtime_ns) for f in files if '://' not in f for s in [os.stat(f)]])}"
-    if not (kept/"interactions.parquet").is_file():
+    if missing:
+        raise GTIError(f"{missing[0]}: no such file, the mirror lacks it")
+    kept = (
+        cache_dir()
+        / f"amazon-2023-{category}-{core}-{content_hash(files, [(s.st_size, s.st_mtime_ns) for f in files if '://' not in f for s in [os.stat(f)]])}"
+    )
+    if not (kept / "interactions.parquet").is_file():
         with atomic_dir(kept, replace=True) as new:
-            for name, table in zip(("items", "interactions"), _amazon_2023_streams(*files)): table.to_parquet(new/f"{name}.parquet")
-    return pd.read_parquet(kept/"items.parquet"), pd.read_parquet(kept/"interactions.parquet")
+            for name, table in zip(("items", "interactions"), _amazon_2023_streams(*files)):
+                table.to_parquet(new / f"{name}.parquet")
+    return pd.read_parquet(kept / "items.parquet"), pd.read_parquet(kept / "interactions.parquet")

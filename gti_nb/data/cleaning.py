@@ -8,23 +8,30 @@ __all__ = ['Policies', 'drop_rows', 'clean_items', 'clean_tables', 'report_table
 # %% ../../nbs/03_data/03_cleaning.ipynb #4b440879
 import re
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
+
 from ..core import GTIError, check_choice
 
 # %% ../../nbs/03_data/03_cleaning.ipynb #73d9e1d8
 def _refuse_unless_count(name: str, value, lowest: int, none: bool = False) -> None:
     "Raise unless `value` is a whole number of at least `lowest`, or None where that is allowed."
-    if (none and value is None) or (isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= lowest): return
+    if (none and value is None) or (isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= lowest):
+        return
     raise GTIError(f"{name}: got {value!r}, allowed: {'None or ' if none else ''}a whole number from {lowest}")
+
 
 @dataclass(frozen=True)
 class Policies:
     "What counts as an event, and who has enough of them."
+
     k_core: int = 5  # users and items need this many events, users never fewer than 3; 0 keeps items without events too
     min_rating: float | None = None  # events rated lower or not rated are dropped; None takes every event, whatever its rating
     repeats: str = "first"  # a user takes an item again, at another time: "first" keeps the first event only, "all" keeps every one
-    ties: str = "file"  # events of one user at one time: "file" leaves them in the order of the rows, "hash" orders them by a hash of their ids
+    ties: str = (
+        "file"  # events of one user at one time: "file" leaves them in the order of the rows, "hash" orders them by a hash of their ids
+    )
     max_events: int | None = None  # only this many latest events of a user count; None is all
 
     def __post_init__(self):
@@ -32,13 +39,16 @@ class Policies:
         _refuse_unless_count("max_events", self.max_events, max(self.k_core, 3), none=True)
         check_choice("repeats", self.repeats, ["first", "all"])
         check_choice("ties", self.ties, ["file", "hash"])
-        if self.min_rating is not None and (isinstance(self.min_rating, (bool, str)) or not np.isfinite(self.min_rating)): raise GTIError(f"min_rating: got {self.min_rating!r}, allowed: None or a number")
+        if self.min_rating is not None and (isinstance(self.min_rating, (bool, str)) or not np.isfinite(self.min_rating)):
+            raise GTIError(f"min_rating: got {self.min_rating!r}, allowed: None or a number")
 
 # %% ../../nbs/03_data/03_cleaning.ipynb #4e6cf004
 def drop_rows(frame: pd.DataFrame, bad, report: dict, what: str) -> pd.DataFrame:
     "The rows that are not `bad`, and their number in the report."
-    bad = np.asarray(bad, dtype=bool); report[what] = int(bad.sum())
+    bad = np.asarray(bad, dtype=bool)
+    report[what] = int(bad.sum())
     return frame[~bad]
+
 
 def clean_items(
     items: pd.DataFrame,  # [item_id, title, description, ...], all text
@@ -46,42 +56,60 @@ def clean_items(
 ) -> pd.DataFrame:  # the items that count, in the order of the rows
     "Rules 1 and 2."
     items = drop_rows(items, items.duplicated("item_id"), report, "items dropped: id seen before")
-    return drop_rows(items, (items.title == "") & (items.description == ""), report, "items dropped: no title and no description").reset_index(drop=True)
+    return drop_rows(
+        items, (items.title == "") & (items.description == ""), report, "items dropped: no title and no description"
+    ).reset_index(drop=True)
 
 # %% ../../nbs/03_data/03_cleaning.ipynb #2c20904a
 def _hash_order(user: np.ndarray, user_ids: np.ndarray, item: np.ndarray, item_ids: np.ndarray) -> np.ndarray:
     "64 random-looking bits an event from its two ids (the finalizer of splitmix64 over both hashes)."
     users, items = (pd.util.hash_array(np.asarray(ids, dtype=object)) for ids in (user_ids, item_ids))
     key = users[user] * np.uint64(0x9E3779B97F4A7C15) + (items[item] if len(items) else np.uint64(0))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)): key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
     return key ^ (key >> np.uint64(31))
+
 
 def _numbered(items: pd.DataFrame, events: pd.DataFrame, policies: Policies) -> tuple[pd.DataFrame, np.ndarray]:
     "Events as numbers [user, item (-1: unknown), time, rating, tie] as far as known, and the ids of the users."
-    if policies.min_rating is not None and "rating" not in events: raise GTIError(f"min_rating: got {policies.min_rating}, but the interactions have no column 'rating'; pass columns={{'rating': ...}} to name it")
+    if policies.min_rating is not None and "rating" not in events:
+        raise GTIError(
+            f"min_rating: got {policies.min_rating}, but the interactions have no column 'rating'; pass columns={{'rating': ...}} to name it"
+        )
     user, user_ids = pd.factorize(events.user_id)
     item, item_ids = pd.factorize(events.item_id)
     rows = pd.Index(items.item_id).get_indexer(item_ids)[item] if len(events) else item
     numbers = {"user": user, "item": rows}
-    if "timestamp" in events: numbers["time"] = events.timestamp.to_numpy()
-    if policies.min_rating is not None: numbers["rating"] = events.rating.to_numpy(dtype="float64", na_value=np.nan)
-    if policies.ties == "hash": numbers["tie"] = _hash_order(user, user_ids, item, item_ids)
+    if "timestamp" in events:
+        numbers["time"] = events.timestamp.to_numpy()
+    if policies.min_rating is not None:
+        numbers["rating"] = events.rating.to_numpy(dtype="float64", na_value=np.nan)
+    if policies.ties == "hash":
+        numbers["tie"] = _hash_order(user, user_ids, item, item_ids)
     return pd.DataFrame(numbers), np.asarray(user_ids, dtype=object)
 
 # %% ../../nbs/03_data/03_cleaning.ipynb #f2a3a134
 def _event_rules(events: pd.DataFrame, policies: Policies, report: dict) -> pd.DataFrame:
     "Rules 3 to 8 on numbered events; what is left is in time order."
     events = drop_rows(events, events["item"] < 0, report, "events dropped: item not in the catalogue")
-    if policies.min_rating is not None: events = drop_rows(events, ~(events.rating >= policies.min_rating), report, f"events dropped: rating below {policies.min_rating:g}, or none")
+    if policies.min_rating is not None:
+        events = drop_rows(
+            events, ~(events.rating >= policies.min_rating), report, f"events dropped: rating below {policies.min_rating:g}, or none"
+        )
     if "time" in events:
         events = drop_rows(events, events.duplicated(["user", "item", "time"]), report, "events dropped: exact duplicate")
-        report[f"events kept: same user and time as another, in {'row' if policies.ties == 'file' else 'hash'} order"] = int(events.duplicated(["user", "time"], keep=False).sum())
+        report[f"events kept: same user and time as another, in {'row' if policies.ties == 'file' else 'hash'} order"] = int(
+            events.duplicated(["user", "time"], keep=False).sum()
+        )
         order = np.argsort(events.time.to_numpy(), kind="stable") if policies.ties == "file" else np.lexsort((events.tie, events.time))
         events = events.iloc[order]
     again = events.duplicated(["user", "item"])
-    if policies.repeats == "first": events = drop_rows(events, again, report, "events dropped: user took the item before")
-    else: report["events kept: user took the item before"] = int(again.sum())
-    if policies.max_events is None: return events
+    if policies.repeats == "first":
+        events = drop_rows(events, again, report, "events dropped: user took the item before")
+    else:
+        report["events kept: user took the item before"] = int(again.sum())
+    if policies.max_events is None:
+        return events
     from_the_end = events[::-1].groupby("user", sort=False).cumcount()[::-1]
     return drop_rows(events, from_the_end >= policies.max_events, report, f"events dropped: before the user's latest {policies.max_events}")
 
@@ -90,21 +118,31 @@ def _k_core(user: np.ndarray, item: np.ndarray, k: int) -> np.ndarray:
     "Mask of the events that remain when users keep at least max(k, 3) and items at least k events, iterated."
     keep = np.ones(len(user), bool)
     while True:
-        enough = (np.bincount(user[keep], minlength=user.max(initial=-1) + 1) >= max(k, 3))[user] & (np.bincount(item[keep], minlength=item.max(initial=-1) + 1) >= k)[item]
-        if (keep <= enough).all(): return keep
+        enough = (np.bincount(user[keep], minlength=user.max(initial=-1) + 1) >= max(k, 3))[user] & (
+            np.bincount(item[keep], minlength=item.max(initial=-1) + 1) >= k
+        )[item]
+        if (keep <= enough).all():
+            return keep
         keep &= enough
+
 
 def _user_rules(events: pd.DataFrame, policies: Policies, report: dict) -> pd.DataFrame:
     "Rules 9 and 10; users are counted too."
     left = report["users in the table"]
+
     def drop(events: pd.DataFrame, bad, what: str) -> pd.DataFrame:
         nonlocal left
         events = drop_rows(events, bad, report, f"events dropped: {what}")
         report[f"users dropped: {what}"], left = left - events.user.nunique(), events.user.nunique()
         return events
+
     report["users dropped: no event left"], left = left - events.user.nunique(), events.user.nunique()
     events = drop(events, (np.bincount(events.user, minlength=1) < 3)[events.user], "fewer than 3 events of the user")
-    return drop(events, ~_k_core(events.user.to_numpy(), events["item"].to_numpy(), policies.k_core), f"{policies.k_core}-core") if policies.k_core else events
+    return (
+        drop(events, ~_k_core(events.user.to_numpy(), events["item"].to_numpy(), policies.k_core), f"{policies.k_core}-core")
+        if policies.k_core
+        else events
+    )
 
 # %% ../../nbs/03_data/03_cleaning.ipynb #08a5f299
 def clean_tables(
@@ -112,7 +150,9 @@ def clean_tables(
     events: pd.DataFrame,  # [user_id, item_id], and timestamp and rating where there are any
     policies: Policies = Policies(),
     name: str = "dataset",  # for the error when nothing is left
-) -> tuple[pd.DataFrame, list[np.ndarray], list[str], list[np.ndarray] | None, dict]:  # items, sequences of item rows, user ids, times, report
+) -> tuple[
+    pd.DataFrame, list[np.ndarray], list[str], list[np.ndarray] | None, dict
+]:  # items, sequences of item rows, user ids, times, report
     "Apply the ten rules to two well-formed tables."
     report = {"items in the table": len(items), "events in the table": len(events), "users in the table": events.user_id.nunique()}
     items = clean_items(items, report)
@@ -121,13 +161,24 @@ def clean_tables(
     user, order = pd.factorize(events.user)
     events = _user_rules(events.assign(user=user), policies, report)
     kept = np.ones(len(items), bool) if policies.k_core == 0 else np.bincount(events["item"], minlength=len(items)) > 0
-    report |= {"items dropped: no event left": int((~kept).sum()), "items": int(kept.sum()), "users": events.user.nunique(), "events": len(events)}
-    if not len(events): raise GTIError(f"{name}: nothing is left after cleaning ({'; '.join(f'{k}: {v}' for k, v in report.items() if v)}); lower k_core or min_rating, or look at the ids of both tables")
+    report |= {
+        "items dropped: no event left": int((~kept).sum()),
+        "items": int(kept.sum()),
+        "users": events.user.nunique(),
+        "events": len(events),
+    }
+    if not len(events):
+        raise GTIError(
+            f"{name}: nothing is left after cleaning ({'; '.join(f'{k}: {v}' for k, v in report.items() if v)}); lower k_core or min_rating, or look at the ids of both tables"
+        )
     return _in_sequences(items, kept, events, user_ids[order], report)
+
 
 def _in_sequences(items: pd.DataFrame, kept: np.ndarray, events: pd.DataFrame, user_ids: np.ndarray, report: dict) -> tuple:
     "Number the kept items and cut the events, which are in time order, into one sequence a user."
-    user = events.user.to_numpy(); order = np.argsort(user, kind="stable"); who, sizes = np.unique(user, return_counts=True)
+    user = events.user.to_numpy()
+    order = np.argsort(user, kind="stable")
+    who, sizes = np.unique(user, return_counts=True)
     pieces = lambda values: np.split(values[order], np.cumsum(sizes)[:-1])
     row = np.cumsum(kept) - 1
     times = pieces(events.time.to_numpy()) if "time" in events else None
@@ -141,9 +192,18 @@ def report_table(
     left, rows = {}, []
     for key, count in report.items():
         said = re.fullmatch(r"(\w+) (in the table|dropped|kept)(?:: (.*))?", key)
-        if said is None: continue
+        if said is None:
+            continue
         table, verb, what = said.groups()
         dropped = count if verb == "dropped" else 0
         left[table] = count if verb == "in the table" else left.get(table, 0) - dropped
-        rows.append({"table": table, "what": "as loaded" if verb == "in the table" else what or "", "found": count, "dropped": dropped, "left": left[table]})
+        rows.append(
+            {
+                "table": table,
+                "what": "as loaded" if verb == "in the table" else what or "",
+                "found": count,
+                "dropped": dropped,
+                "left": left[table],
+            }
+        )
     return pd.DataFrame(rows, columns=["table", "what", "found", "dropped", "left"]).rename_axis("step")

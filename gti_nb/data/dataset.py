@@ -9,15 +9,16 @@ __all__ = ['one_line', 'Catalogue', 'RecDataset', 'items_hash_parts', 'read_save
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
 from .. import core
+from ..core import GTIError, atomic_dir, read_json, write_json
 from . import splits
 from .cleaning import Policies, clean_tables, report_table
-from ..core import GTIError, atomic_dir, check_choice, read_json, write_json
 from .sources import read_source
-from .splits import Split
 from .tables import ITEM_COLUMNS, read_pair
 
 # %% ../../nbs/03_data/05_dataset.ipynb #cb016345
@@ -26,14 +27,17 @@ def one_line(parts) -> str:
     parts = [p for p in parts if p]
     return " ".join(p if p[-1] in ".!?" or i == len(parts) - 1 else p + "." for i, p in enumerate(parts))
 
+
 class Catalogue:
     "Items with texts: what every kind of data set has."
+
     items: pd.DataFrame  # [item_id, title, description, categories] and brand where known, one row an item, all text
     report: dict  # what cleaning kept and dropped: name -> count
     name: str
 
     @property
-    def n_items(self) -> int: return len(self.items)
+    def n_items(self) -> int:
+        return len(self.items)
 
     def text(self, i: int) -> str:
         "Title, description and categories of item row `i`, in one line."
@@ -50,13 +54,15 @@ class Catalogue:
     def _own_items(self) -> pd.DataFrame:
         "The items with the columns that are known, numbered from 0."
         missing = [c for c in ITEM_COLUMNS if c not in self.items.columns]
-        if missing: raise GTIError(f"{type(self).__name__}: items lack the columns {missing}")
+        if missing:
+            raise GTIError(f"{type(self).__name__}: items lack the columns {missing}")
         return self.items[[*ITEM_COLUMNS, *(c for c in ["brand"] if c in self.items.columns)]].reset_index(drop=True)
 
 # %% ../../nbs/03_data/05_dataset.ipynb #593e81c1
 @dataclass(repr=False)
 class RecDataset(Catalogue):
     "Items with texts, and for every user the items taken, in time order."
+
     items: pd.DataFrame  # [item_id, title, description, categories] and brand where known, one row an item, all text
     sequences: list[np.ndarray]  # a user each: int64 row numbers of `items`, oldest first, at least one
     user_ids: list[str]  # a user each, no two equal
@@ -67,26 +73,34 @@ class RecDataset(Catalogue):
 
     def __post_init__(self):
         self.items, self.sequences = self._own_items(), [np.asarray(s, dtype=np.int64) for s in self.sequences]
-        if len(self.user_ids) != len(self.sequences): raise GTIError(f"RecDataset: {len(self.user_ids)} user ids for {len(self.sequences)} sequences")
-        if self.timestamps is not None and [len(t) for t in self.timestamps] != [len(s) for s in self.sequences]: raise GTIError("RecDataset: timestamps and sequences differ in length")
+        if len(self.user_ids) != len(self.sequences):
+            raise GTIError(f"RecDataset: {len(self.user_ids)} user ids for {len(self.sequences)} sequences")
+        if self.timestamps is not None and [len(t) for t in self.timestamps] != [len(s) for s in self.sequences]:
+            raise GTIError("RecDataset: timestamps and sequences differ in length")
         idle = [u for u, s in zip(self.user_ids, self.sequences) if not len(s)]
-        if idle: raise GTIError(f"RecDataset: {len(idle)} users have no event (first: {idle[0]!r}); leave them out")
+        if idle:
+            raise GTIError(f"RecDataset: {len(idle)} users have no event (first: {idle[0]!r}); leave them out")
         twice = pd.Index(self.user_ids)[pd.Index(self.user_ids).duplicated()]
-        if len(twice): raise GTIError(f"RecDataset: user id {twice[0]!r} is there more than once")
+        if len(twice):
+            raise GTIError(f"RecDataset: user id {twice[0]!r} is there more than once")
         everything = np.concatenate(self.sequences) if self.sequences else np.zeros(0, np.int64)
-        if len(everything) and not 0 <= everything.min() <= everything.max() < self.n_items: raise GTIError(f"RecDataset: row numbers from {everything.min()} to {everything.max()}, allowed 0 to {self.n_items - 1}")
+        if len(everything) and not 0 <= everything.min() <= everything.max() < self.n_items:
+            raise GTIError(f"RecDataset: row numbers from {everything.min()} to {everything.max()}, allowed 0 to {self.n_items - 1}")
 
     @property
-    def n_users(self) -> int: return len(self.sequences)
+    def n_users(self) -> int:
+        return len(self.sequences)
 
     leave_one_out, global_time = splits.leave_one_out, splits.global_time
 
-    def __repr__(self): return f"RecDataset({self.name!r}: {self.n_items:,} items, {self.n_users:,} users, {sum(map(len, self.sequences)):,} events)"
+    def __repr__(self):
+        return f"RecDataset({self.name!r}: {self.n_items:,} items, {self.n_users:,} users, {sum(map(len, self.sequences)):,} events)"
 
 # %% ../../nbs/03_data/05_dataset.ipynb #6853899e
 def items_hash_parts(items: pd.DataFrame) -> list[str]:
     "What a content hash is fed of the items: a text a column."
     return [json.dumps(items[c].tolist()) for c in items.columns]
+
 
 @patch(as_prop=True)
 def content_hash(self: RecDataset) -> str:
@@ -94,19 +108,35 @@ def content_hash(self: RecDataset) -> str:
     lengths = np.array([len(s) for s in self.sequences], dtype=np.int64)
     flat = lambda parts: np.concatenate(parts) if parts else np.zeros(0, np.int64)
     times = None if self.timestamps is None else flat(self.timestamps).astype("float64")
-    return core.content_hash(items_hash_parts(self.items), lengths, flat(self.sequences), times, json.dumps([str(u) for u in self.user_ids]))
+    return core.content_hash(
+        items_hash_parts(self.items), lengths, flat(self.sequences), times, json.dumps([str(u) for u in self.user_ids])
+    )
 
 # %% ../../nbs/03_data/05_dataset.ipynb #6af09718
 @patch
 def _save(self: Catalogue, folder: str | Path, kind: str, tables: dict[str, pd.DataFrame]) -> Path:
     "Write one parquet file a table and dataset.json in one step, unless they are there."
     folder = Path(folder)
-    if (folder/"dataset.json").is_file() and read_json(folder/"dataset.json").get("content_hash") == self.content_hash and type(self).load(folder).content_hash == self.content_hash: return folder
-    about = {"schema": 2, "kind": kind, "name": self.name, "content_hash": self.content_hash, "policies": self.policies, "report": self.report}
+    if (
+        (folder / "dataset.json").is_file()
+        and read_json(folder / "dataset.json").get("content_hash") == self.content_hash
+        and type(self).load(folder).content_hash == self.content_hash
+    ):
+        return folder
+    about = {
+        "schema": 2,
+        "kind": kind,
+        "name": self.name,
+        "content_hash": self.content_hash,
+        "policies": self.policies,
+        "report": self.report,
+    }
     with atomic_dir(folder) as new:
-        for name, table in tables.items(): table.to_parquet(new/f"{name}.parquet")
-        write_json(new/"dataset.json", about)
+        for name, table in tables.items():
+            table.to_parquet(new / f"{name}.parquet")
+        write_json(new / "dataset.json", about)
     return folder
+
 
 @patch
 def save(
@@ -115,8 +145,14 @@ def save(
 ) -> Path:  # the folder
     "Write items.parquet, events.parquet and dataset.json."
     flat = lambda parts: np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    events = pd.DataFrame({"user_id": np.repeat(np.array([str(u) for u in self.user_ids], dtype=object), [len(s) for s in self.sequences]), "item": flat(self.sequences)})
-    if self.timestamps is not None: events["timestamp"] = flat(self.timestamps)
+    events = pd.DataFrame(
+        {
+            "user_id": np.repeat(np.array([str(u) for u in self.user_ids], dtype=object), [len(s) for s in self.sequences]),
+            "item": flat(self.sequences),
+        }
+    )
+    if self.timestamps is not None:
+        events["timestamp"] = flat(self.timestamps)
     return self._save(folder, "sequences", {"items": self.items, "events": events})
 
 # %% ../../nbs/03_data/05_dataset.ipynb #aa6b64e3
@@ -126,16 +162,25 @@ def read_saved(
     tables: tuple[str, ...],  # names of its parquet files
 ) -> tuple[dict, list[pd.DataFrame]]:  # dataset.json, the tables
     "The parts of a saved data set; a `GTIError` when they are damaged or of another kind or version."
-    about = read_json(Path(folder)/"dataset.json")
-    if about.get("schema") not in (1, 2): raise GTIError(f"{folder}: schema {about.get('schema')!r}, this version reads 1 and 2; update gti-nb or save the data set again")
-    if about.get("kind", "sequences") != kind: raise GTIError(f"{folder}: holds {about['kind']}, expected {kind}; read it with {'load_queries' if about['kind'] == 'queries' else 'load_dataset'}")
-    try: return about, [pd.read_parquet(Path(folder)/f"{n}.parquet") for n in tables]
-    except (OSError, ValueError) as e: raise GTIError(f"{folder}: damaged, {str(e).splitlines()[0]}") from e
+    about = read_json(Path(folder) / "dataset.json")
+    if about.get("schema") not in (1, 2):
+        raise GTIError(f"{folder}: schema {about.get('schema')!r}, this version reads 1 and 2; update gti-nb or save the data set again")
+    if about.get("kind", "sequences") != kind:
+        raise GTIError(
+            f"{folder}: holds {about['kind']}, expected {kind}; read it with {'load_queries' if about['kind'] == 'queries' else 'load_dataset'}"
+        )
+    try:
+        return about, [pd.read_parquet(Path(folder) / f"{n}.parquet") for n in tables]
+    except (OSError, ValueError) as e:
+        raise GTIError(f"{folder}: damaged, {str(e).splitlines()[0]}") from e
+
 
 @patch
 def _refuse_changed(self: Catalogue, folder: str | Path, expected: str) -> None:
     "Raise unless what was read has the hash that was written."
-    if self.content_hash != expected: raise GTIError(f"{folder}: content hash is {self.content_hash}, expected {expected}; the files were changed after saving")
+    if self.content_hash != expected:
+        raise GTIError(f"{folder}: content hash is {self.content_hash}, expected {expected}; the files were changed after saving")
+
 
 @patch(cls_method=True)
 def load(
@@ -145,10 +190,20 @@ def load(
     "Read a saved data set and check its content hash."
     about, (items, events) = read_saved(folder, "sequences", ("items", "events"))
     missing = [c for c in ("user_id", "item") if c not in events]
-    if missing: raise GTIError(f"{folder}: damaged, events.parquet has no column {missing[0]!r}")
-    user, user_ids = pd.factorize(events.user_id); cuts = np.flatnonzero(np.diff(user)) + 1
+    if missing:
+        raise GTIError(f"{folder}: damaged, events.parquet has no column {missing[0]!r}")
+    user, user_ids = pd.factorize(events.user_id)
+    cuts = np.flatnonzero(np.diff(user)) + 1
     cut = lambda column: np.split(events[column].to_numpy(), cuts) if len(events) else []
-    data = cls(items, cut("item"), list(user_ids), cut("timestamp") if "timestamp" in events else None, about["report"], about["name"], about.get("policies", {}))
+    data = cls(
+        items,
+        cut("item"),
+        list(user_ids),
+        cut("timestamp") if "timestamp" in events else None,
+        about["report"],
+        about["name"],
+        about.get("policies", {}),
+    )
     data._refuse_changed(folder, about["content_hash"])
     return data
 
@@ -158,7 +213,8 @@ def load_dataset(
     items: "pd.DataFrame | datasets.Dataset | str | Path | None" = None,  # instead of a name: the item table, a frame, a data set in memory or a file
     interactions: "pd.DataFrame | datasets.Dataset | str | Path | None" = None,  # and the interaction table
     k_core: int = 5,  # users and items need this many events, users never fewer than 3; 0 keeps all items
-    columns: dict[str, str | list[str] | None] | None = None,  # the package's column name -> the table's column name; None leaves a column out
+    columns: dict[str, str | list[str] | None]
+    | None = None,  # the package's column name -> the table's column name; None leaves a column out
     delimiter: str | None = None,  # of csv and tsv files; None goes by the file name
     min_rating: float | None = None,  # events rated lower or not rated are dropped; None takes every event
     repeats: str = "first",  # a user takes an item again: "first" keeps the first event, "all" keeps every one
@@ -167,17 +223,32 @@ def load_dataset(
 ) -> RecDataset:
     "Load and clean a data set; its `report` says what was dropped."
     policies = Policies(k_core, min_rating, repeats, ties, max_events)
-    if (items is None) != (interactions is None): raise GTIError(f"load_dataset: {'items' if items is None else 'interactions'} is missing, pass both tables")
+    if (items is None) != (interactions is None):
+        raise GTIError(f"load_dataset: {'items' if items is None else 'interactions'} is missing, pass both tables")
     saved = Path(name_or_path).expanduser()
-    if items is None and (saved/"dataset.json").is_file(): return _load_saved(saved, policies)
-    if items is None: items, events, name = read_source(name_or_path, columns, delimiter)
-    else: (items, events), name = read_pair(items, interactions, columns, delimiter), Path(items).stem if isinstance(items, (str, Path)) else "tables"
+    if items is None and (saved / "dataset.json").is_file():
+        return _load_saved(saved, policies)
+    if items is None:
+        items, events, name = read_source(name_or_path, columns, delimiter)
+    else:
+        (items, events), name = (
+            read_pair(items, interactions, columns, delimiter),
+            Path(items).stem if isinstance(items, (str, Path)) else "tables",
+        )
     items, sequences, user_ids, times, report = clean_tables(items, events, policies, name)
     return RecDataset(items, sequences, user_ids, times, report, name, asdict(policies))
+
 
 def _load_saved(folder: str | Path, policies: Policies) -> RecDataset:
     "A saved data set, unless other policies are asked for than it was cleaned with."
     data = RecDataset.load(folder)
-    other = [f"{f.name}={getattr(policies, f.name)!r}, saved with {data.policies.get(f.name, 'nothing known')!r}" for f in fields(policies) if getattr(policies, f.name) not in (f.default, data.policies.get(f.name))]
-    if other: raise GTIError(f"{folder}: a saved data set is not cleaned again ({'; '.join(other)}); load the tables it was made from, or leave the argument out")
+    other = [
+        f"{f.name}={getattr(policies, f.name)!r}, saved with {data.policies.get(f.name, 'nothing known')!r}"
+        for f in fields(policies)
+        if getattr(policies, f.name) not in (f.default, data.policies.get(f.name))
+    ]
+    if other:
+        raise GTIError(
+            f"{folder}: a saved data set is not cleaned again ({'; '.join(other)}); load the tables it was made from, or leave the argument out"
+        )
     return data

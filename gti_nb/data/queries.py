@@ -6,25 +6,31 @@
 __all__ = ['PARTS', 'QueryDataset', 'toy_queries', 'load_queries']
 
 # %% ../../nbs/03_data/06_queries.ipynb #2ba87289
-import ast, hashlib, json
+import ast
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
 from .. import core
-from . import tables
-from .cleaning import drop_rows, clean_items
 from ..core import GTIError, check_choice
+from . import tables
+from .cleaning import clean_items, drop_rows
 from .dataset import Catalogue, items_hash_parts, read_saved
 from .sources import toy_tables
 
 # %% ../../nbs/03_data/06_queries.ipynb #d3bf64f5
 PARTS = ("train", "valid", "test")
 
+
 @dataclass(repr=False)
 class QueryDataset(Catalogue):
     "Items with texts, and queries with the items that answer them."
+
     items: pd.DataFrame  # [item_id, title, description, categories] and brand where known, one row an item, all text
     queries: pd.DataFrame  # [query_id, query, split], one row a query; split is "train", "valid" or "test"
     relevant: list[np.ndarray]  # a query each: int64 row numbers of `items`, highest grade first, at least one
@@ -35,20 +41,42 @@ class QueryDataset(Catalogue):
 
     def __post_init__(self):
         self.items, self.queries = self._own_items(), self.queries[["query_id", "query", "split"]].reset_index(drop=True)
-        self.relevant, self.grades = [np.asarray(r, dtype=np.int64) for r in self.relevant], [np.asarray(g, dtype=np.float64) for g in self.grades]
+        self.relevant, self.grades = (
+            [np.asarray(r, dtype=np.int64) for r in self.relevant],
+            [np.asarray(g, dtype=np.float64) for g in self.grades],
+        )
         sizes = [len(r) for r in self.relevant]
-        if len(sizes) != len(self.queries) or sizes != [len(g) for g in self.grades]: raise GTIError(f"QueryDataset: {len(self.queries)} queries, {len(sizes)} lists of items, {len(self.grades)} lists of grades; they have to agree, and so do the lengths of the lists")
+        if len(sizes) != len(self.queries) or sizes != [len(g) for g in self.grades]:
+            raise GTIError(
+                f"QueryDataset: {len(self.queries)} queries, {len(sizes)} lists of items, {len(self.grades)} lists of grades; they have to agree, and so do the lengths of the lists"
+            )
         twice = self.queries.query_id[self.queries.query_id.duplicated()]
-        if len(twice): raise GTIError(f"QueryDataset: query id {twice.iloc[0]!r} is there more than once")
+        if len(twice):
+            raise GTIError(f"QueryDataset: query id {twice.iloc[0]!r} is there more than once")
         for row, (items, grades) in enumerate(zip(self.relevant, self.grades)):
-            if len(items) and 0 <= items.min() and items.max() < self.n_items and len(set(items.tolist())) == len(items) and (grades > 0).all() and (np.diff(grades) <= 0).all(): continue
-            raise GTIError(f"QueryDataset: query {self.queries.query_id[row]!r} has items {items.tolist()} with grades {grades.tolist()}; allowed: at least one item, rows 0 to {self.n_items - 1}, none twice, grades above 0, highest first")
-        for part in self.queries.split.unique(): check_choice("split", part, PARTS)
+            if (
+                len(items)
+                and 0 <= items.min()
+                and items.max() < self.n_items
+                and len(set(items.tolist())) == len(items)
+                and (grades > 0).all()
+                and (np.diff(grades) <= 0).all()
+            ):
+                continue
+            raise GTIError(
+                f"QueryDataset: query {self.queries.query_id[row]!r} has items {items.tolist()} with grades {grades.tolist()}; allowed: at least one item, rows 0 to {self.n_items - 1}, none twice, grades above 0, highest first"
+            )
+        for part in self.queries.split.unique():
+            check_choice("split", part, PARTS)
 
     @property
-    def n_queries(self) -> int: return len(self.queries)
+    def n_queries(self) -> int:
+        return len(self.queries)
 
-    def __repr__(self): return f"QueryDataset({self.name!r}: {self.n_items:,} items, {self.n_queries:,} queries, {sum(map(len, self.relevant)):,} judgements)"
+    def __repr__(self):
+        return (
+            f"QueryDataset({self.name!r}: {self.n_items:,} items, {self.n_queries:,} queries, {sum(map(len, self.relevant)):,} judgements)"
+        )
 
 # %% ../../nbs/03_data/06_queries.ipynb #53d2c21e
 @patch
@@ -60,48 +88,79 @@ def rows(
     check_choice("which", which, PARTS)
     return np.flatnonzero(self.queries.split == which)
 
+
 @patch
 def pairs(
     self: QueryDataset,
     which: str = "train",  # "train", "valid" or "test"
 ) -> pd.DataFrame:  # query (row), text, item (row), relevance
     "One line a judgement of the part, a query's best items first."
-    rows = self.rows(which); sizes = [len(self.relevant[q]) for q in rows]
+    rows = self.rows(which)
+    sizes = [len(self.relevant[q]) for q in rows]
     flat = lambda parts, kind: np.concatenate([np.zeros(0, kind), *(parts[q] for q in rows)])
     query = np.repeat(rows, sizes)
-    return pd.DataFrame({"query": query, "text": self.queries["query"].to_numpy()[query], "item": flat(self.relevant, np.int64), "relevance": flat(self.grades, np.float64)})
+    return pd.DataFrame(
+        {
+            "query": query,
+            "text": self.queries["query"].to_numpy()[query],
+            "item": flat(self.relevant, np.int64),
+            "relevance": flat(self.grades, np.float64),
+        }
+    )
 
 # %% ../../nbs/03_data/06_queries.ipynb #9e6f0abb
 _QUERY_COLUMNS, _QREL_COLUMNS = ["query_id", "query", "split", "item_ids"], ["query_id", "item_id", "relevance"]
 _ITEM_COLUMNS, _OPTIONAL = [*tables.ITEM_COLUMNS, "brand"], {"description", "categories", "brand", "split", "item_ids", "relevance"}
 
+
 def _relevances(column: pd.Series) -> np.ndarray:
     "Numbers."
     numbers = pd.to_numeric(column, errors="coerce").to_numpy("float64", na_value=np.nan)
     bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad): raise tables.BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number")
+    if len(bad):
+        raise tables.BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number")
     return numbers
+
 
 def _parts(column: pd.Series) -> np.ndarray:
     "Names of parts, under the names used here."
     alias = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid", "testing": "test"}
     parts = [alias.get(t.lower(), t.lower()) for t in tables.text_column(column)]
     bad = [i for i, p in enumerate(parts) if p not in PARTS]
-    if bad: raise tables.BadCell(bad, f"is {column.iloc[bad[0]]!r}, expected train, valid or test")
+    if bad:
+        raise tables.BadCell(bad, f"is {column.iloc[bad[0]]!r}, expected train, valid or test")
     return np.array(parts, dtype=object)
+
 
 def _id_lists(column: pd.Series) -> np.ndarray:
     "A list of ids a cell."
     out = np.empty(len(column), dtype=object)
     for row, cell in enumerate(column.tolist()):
         if isinstance(cell, str):
-            try: cell = ast.literal_eval(cell) if cell.lstrip().startswith("[") else [part for part in cell.split("|") if part.strip()]
-            except (ValueError, SyntaxError): raise tables.BadCell([row], f"is {cell[:60]!r}, expected a list of ids or ids between '|'") from None
-        out[row] = list(cell) if isinstance(cell, (list, tuple, set, np.ndarray)) else [] if cell is None or cell is pd.NA or cell != cell else [cell]
+            try:
+                cell = ast.literal_eval(cell) if cell.lstrip().startswith("[") else [part for part in cell.split("|") if part.strip()]
+            except (ValueError, SyntaxError):
+                raise tables.BadCell([row], f"is {cell[:60]!r}, expected a list of ids or ids between '|'") from None
+        out[row] = (
+            list(cell)
+            if isinstance(cell, (list, tuple, set, np.ndarray))
+            else []
+            if cell is None or cell is pd.NA or cell != cell
+            else [cell]
+        )
     return out
 
 # %% ../../nbs/03_data/06_queries.ipynb #1421a61e
-_READERS = {**dict.fromkeys(_ITEM_COLUMNS, tables.text_column), "query_id": tables.id_column, "item_id": tables.id_column, "query": tables.text_column, "split": _parts, "item_ids": _id_lists, "relevance": _relevances}
+_READERS = {
+    **dict.fromkeys(_ITEM_COLUMNS, tables.text_column),
+    "query_id": tables.id_column,
+    "item_id": tables.id_column,
+    "query": tables.text_column,
+    "split": _parts,
+    "item_ids": _id_lists,
+    "relevance": _relevances,
+}
+
 
 def _read(source, what: str, wanted: list[str], columns: dict, delimiter: str | None) -> pd.DataFrame:
     "A table under the package's column names; a `GTIError` names the column and row that cannot be used."
@@ -109,21 +168,35 @@ def _read(source, what: str, wanted: list[str], columns: dict, delimiter: str | 
     frame, out = tables.as_frame(source, what, delimiter), {}
     for name in wanted:
         theirs = columns.get(name, name)
-        if theirs is None or (theirs not in frame.columns and name in _OPTIONAL and name not in columns): continue
-        if theirs not in frame.columns: raise GTIError(f"{where}: no column {theirs!r}, it has: {', '.join(map(repr, frame.columns))}; pass columns={{{name!r}: ...}} to name it")
-        try: out[name] = _READERS[name](frame[theirs].reset_index(drop=True))
-        except tables.BadCell as e: raise GTIError(f"{where}, column {theirs!r}: {tables.row_and_line(where, e.row, delimiter)} {e.says}") from None
-    if not len(frame): raise GTIError(f"{where}: no rows")
+        if theirs is None or (theirs not in frame.columns and name in _OPTIONAL and name not in columns):
+            continue
+        if theirs not in frame.columns:
+            raise GTIError(
+                f"{where}: no column {theirs!r}, it has: {', '.join(map(repr, frame.columns))}; pass columns={{{name!r}: ...}} to name it"
+            )
+        try:
+            out[name] = _READERS[name](frame[theirs].reset_index(drop=True))
+        except tables.BadCell as e:
+            raise GTIError(f"{where}, column {theirs!r}: {tables.row_and_line(where, e.row, delimiter)} {e.says}") from None
+    if not len(frame):
+        raise GTIError(f"{where}: no rows")
     return pd.DataFrame(out)
+
 
 def _judgements(queries: pd.DataFrame, qrels: pd.DataFrame | None) -> pd.DataFrame:
     "[query_id, item_id, relevance] from the table, or else from the lists of the queries."
-    if qrels is not None: return qrels if "relevance" in qrels else qrels.assign(relevance=1.0)
-    if "item_ids" not in queries: raise GTIError("queries: neither a table of judgements (qrels=...) nor a column 'item_ids'; one of them has to say which items answer a query")
+    if qrels is not None:
+        return qrels if "relevance" in qrels else qrels.assign(relevance=1.0)
+    if "item_ids" not in queries:
+        raise GTIError(
+            "queries: neither a table of judgements (qrels=...) nor a column 'item_ids'; one of them has to say which items answer a query"
+        )
     first = queries.query_id.where(~queries.query_id.duplicated())  # the list of a second row with the same id belongs to no query
     lists = queries.assign(query_id=first)[["query_id", "item_ids"]].explode("item_ids").dropna(subset="item_ids")
-    try: ids = tables.id_column(lists.item_ids.reset_index(drop=True))
-    except tables.BadCell as e: raise GTIError(f"queries, column 'item_ids': query {lists.query_id.iloc[e.row]!r} {e.says}") from None
+    try:
+        ids = tables.id_column(lists.item_ids.reset_index(drop=True))
+    except tables.BadCell as e:
+        raise GTIError(f"queries, column 'item_ids': query {lists.query_id.iloc[e.row]!r} {e.says}") from None
     return pd.DataFrame({"query_id": lists.query_id.to_numpy(), "item_id": ids, "relevance": 1.0})
 
 # %% ../../nbs/03_data/06_queries.ipynb #29061c60
@@ -131,14 +204,24 @@ def _spoken(texts: pd.Series) -> np.ndarray:
     "What makes two queries the same: their words, whatever the case."
     return np.array([" ".join(t.casefold().split()) for t in texts], dtype=object)
 
-def _clean(items: pd.DataFrame, queries: pd.DataFrame, judged: pd.DataFrame, report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+
+def _clean(
+    items: pd.DataFrame, queries: pd.DataFrame, judged: pd.DataFrame, report: dict
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "Rules 1 to 6: items, queries, judgements as row numbers [query, item, relevance], best first."
     report |= {"items in the table": len(items), "queries in the table": len(queries), "judgements in the table": len(judged)}
     items = clean_items(items, report)
     queries = drop_rows(queries, queries.duplicated("query_id"), report, "queries dropped: id seen before")
     queries = drop_rows(queries, queries["query"] == "", report, "queries dropped: no text").reset_index(drop=True)
-    rows = pd.DataFrame({"query": pd.Index(queries.query_id).get_indexer(judged.query_id), "item": pd.Index(items.item_id).get_indexer(judged.item_id), "relevance": judged.relevance.to_numpy("float64")})
-    for column in ("query", "item"): rows = drop_rows(rows, rows[column] < 0, report, f"judgements dropped: {column} not in the table")
+    rows = pd.DataFrame(
+        {
+            "query": pd.Index(queries.query_id).get_indexer(judged.query_id),
+            "item": pd.Index(items.item_id).get_indexer(judged.item_id),
+            "relevance": judged.relevance.to_numpy("float64"),
+        }
+    )
+    for column in ("query", "item"):
+        rows = drop_rows(rows, rows[column] < 0, report, f"judgements dropped: {column} not in the table")
     rows = drop_rows(rows, rows.relevance <= 0, report, "judgements dropped: relevance 0 or less")
     rows = rows.sort_values(["query", "relevance", "item"], ascending=[True, False, True], kind="stable")
     rows = drop_rows(rows, rows.duplicated(["query", "item"]), report, "judgements dropped: same query and item, a lower or equal grade")
@@ -150,29 +233,38 @@ def _clean(items: pd.DataFrame, queries: pd.DataFrame, judged: pd.DataFrame, rep
 # %% ../../nbs/03_data/06_queries.ipynb #a038cae8
 def _divide(texts: pd.Series, valid_share: float, test_share: float, seed: int) -> np.ndarray:
     "A part for every query, by a seeded hash of its words."
-    if not (0 <= valid_share and 0 < test_share and valid_share + test_share < 1): raise GTIError(f"valid_share, test_share: got {valid_share} and {test_share}, allowed: 0 and up, above 0, together below 1")
+    if not (0 <= valid_share and 0 < test_share and valid_share + test_share < 1):
+        raise GTIError(f"valid_share, test_share: got {valid_share} and {test_share}, allowed: 0 and up, above 0, together below 1")
     spoken, distinct = pd.factorize(_spoken(texts))
     place = np.argsort(np.argsort([hashlib.sha256(f"{seed}:{text}".encode("utf-8", "surrogatepass")).hexdigest() for text in distinct]))
-    test = round(test_share * len(distinct)); valid = test + round(valid_share * len(distinct))
+    test = round(test_share * len(distinct))
+    valid = test + round(valid_share * len(distinct))
     return np.select([place < test, place < valid], ["test", "valid"], "train").astype(object)[spoken]
 
 # %% ../../nbs/03_data/06_queries.ipynb #dd3c1ac2
 def toy_queries() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # 40 items, 104 queries, their judgements
     "A small invented film catalogue with questions about it, the same on every machine."
-    films, _ = toy_tables(); genre, year = films.categories, films.description.str[-4:].astype(int)
+    films, _ = toy_tables()
+    genre, year = films.categories, films.description.str[-4:].astype(int)
     asked, judged = [], []
-    def ask(text: str, grades) -> None: judged.extend((f"q{len(asked):03d}", films.item_id[i], int(g)) for i, g in enumerate(grades) if g); asked.append((f"q{len(asked):03d}", text))
+
+    def ask(text: str, grades) -> None:
+        judged.extend((f"q{len(asked):03d}", films.item_id[i], int(g)) for i, g in enumerate(grades) if g)
+        asked.append((f"q{len(asked):03d}", text))
+
     for i, title in enumerate(films.title):
         same = (genre == genre[i]).astype(int).to_numpy()
         ask(f"the film called {title}", 3 * (np.arange(40) == i))
         ask(f"something like {title}", np.where(np.arange(40) == i, 0, same * (1 + (year // 10 == year[i] // 10))))
     for kind in genre.unique():
-        for decade in range(1960, 2020, 10): ask(f"a {kind.lower()} film from the {decade}s", (genre == kind) * (1 + (year // 10 == decade // 10)))
+        for decade in range(1960, 2020, 10):
+            ask(f"a {kind.lower()} film from the {decade}s", (genre == kind) * (1 + (year // 10 == decade // 10)))
     return films, pd.DataFrame(asked, columns=["query_id", "query"]), pd.DataFrame(judged, columns=_QREL_COLUMNS)
 
 # %% ../../nbs/03_data/06_queries.ipynb #3f74a443
 def load_queries(
-    name_or_path: str | Path = "toy",  # "toy", or a folder with items.*, queries.* and, unless the queries have lists, qrels.* (or one that `QueryDataset.save` wrote)
+    name_or_path: str
+    | Path = "toy",  # "toy", or a folder with items.*, queries.* and, unless the queries have lists, qrels.* (or one that `QueryDataset.save` wrote)
     items: "pd.DataFrame | datasets.Dataset | str | Path | None" = None,  # instead of a name: the item table, a frame or a file
     queries: "pd.DataFrame | datasets.Dataset | str | Path | None" = None,  # and the query table
     qrels: "pd.DataFrame | datasets.Dataset | str | Path | None" = None,  # and the judgements; None: the queries have a column `item_ids`
@@ -183,37 +275,61 @@ def load_queries(
     seed: int = 0,  # of that division
 ) -> QueryDataset:
     "Load and clean items, queries and judgements; its `report` says what was dropped."
-    if (items is None) != (queries is None): raise GTIError(f"load_queries: {'items' if items is None else 'queries'} is missing, pass both tables")
-    if items is None and (Path(name_or_path)/"dataset.json").is_file(): return QueryDataset.load(name_or_path)
+    if (items is None) != (queries is None):
+        raise GTIError(f"load_queries: {'items' if items is None else 'queries'} is missing, pass both tables")
+    if items is None and (Path(name_or_path) / "dataset.json").is_file():
+        return QueryDataset.load(name_or_path)
     name = "tables" if items is not None else Path(name_or_path).absolute().name
-    if items is None and name_or_path == "toy": items, queries, qrels = toy_queries()
-    elif items is None: items, queries, qrels = _found(name_or_path)
+    if items is None and name_or_path == "toy":
+        items, queries, qrels = toy_queries()
+    elif items is None:
+        items, queries, qrels = _found(name_or_path)
     items, queries, judged = _tables(items, queries, qrels, columns or {}, delimiter)
     report = {}
     items, queries, judged = _clean(items, queries, judged, report)
-    if not len(queries): raise GTIError(f"{name}: no query is left after cleaning ({'; '.join(f'{k}: {v}' for k, v in report.items() if v)}); look at the ids of the tables")
+    if not len(queries):
+        raise GTIError(
+            f"{name}: no query is left after cleaning ({'; '.join(f'{k}: {v}' for k, v in report.items() if v)}); look at the ids of the tables"
+        )
     policies = {} if "split" in queries else {"valid_share": valid_share, "test_share": test_share, "seed": seed}
-    if policies: queries = queries.assign(split=_divide(queries["query"], **policies))
+    if policies:
+        queries = queries.assign(split=_divide(queries["query"], **policies))
     report |= {"items": len(items), "queries": len(queries), "judgements": len(judged)}
     cuts = np.flatnonzero(np.diff(judged["query"])) + 1
-    return QueryDataset(items, queries, np.split(judged["item"].to_numpy(), cuts), np.split(judged.relevance.to_numpy(), cuts), report, name, policies)
+    return QueryDataset(
+        items, queries, np.split(judged["item"].to_numpy(), cuts), np.split(judged.relevance.to_numpy(), cuts), report, name, policies
+    )
 
 # %% ../../nbs/03_data/06_queries.ipynb #80ac7eb2
 def _table_in(folder: str | Path, stem: str) -> Path:
     "The one file `stem`.csv, .tsv, .parquet or .jsonl in a folder."
     found = [p for p in sorted(Path(folder).iterdir()) if p.stem == stem and p.suffix.lower() in (".csv", ".tsv", ".parquet", ".jsonl")]
-    if len(found) == 1: return found[0]
-    raise GTIError(f"{folder}: {'several files' if found else 'no file'} {stem}.csv, .tsv, .parquet or .jsonl in it; it holds: {', '.join(sorted(p.name for p in Path(folder).iterdir())[:8]) or 'nothing'}")
+    if len(found) == 1:
+        return found[0]
+    raise GTIError(
+        f"{folder}: {'several files' if found else 'no file'} {stem}.csv, .tsv, .parquet or .jsonl in it; it holds: {', '.join(sorted(p.name for p in Path(folder).iterdir())[:8]) or 'nothing'}"
+    )
+
 
 def _found(folder: str | Path) -> tuple[Path, Path, Path | None]:
     "The tables of a folder."
-    if not Path(folder).exists(): check_choice("query data set (and no such folder)", str(folder), ["toy"])
-    if not Path(folder).is_dir(): raise GTIError(f"{folder}: a file, expected a folder with items.*, queries.* and qrels.*; single files go as items=..., queries=..., qrels=...")
-    return _table_in(folder, "items"), _table_in(folder, "queries"), _table_in(folder, "qrels") if any(p.stem == "qrels" for p in Path(folder).iterdir()) else None
+    if not Path(folder).exists():
+        check_choice("query data set (and no such folder)", str(folder), ["toy"])
+    if not Path(folder).is_dir():
+        raise GTIError(
+            f"{folder}: a file, expected a folder with items.*, queries.* and qrels.*; single files go as items=..., queries=..., qrels=..."
+        )
+    return (
+        _table_in(folder, "items"),
+        _table_in(folder, "queries"),
+        _table_in(folder, "qrels") if any(p.stem == "qrels" for p in Path(folder).iterdir()) else None,
+    )
+
 
 def _tables(items, queries, qrels, columns: dict, delimiter: str | None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "The three tables under the package's column names."
-    for key in columns: check_choice("columns: name", key, sorted(_READERS))
+    for key in columns:
+        check_choice("columns: name", key, sorted(_READERS))
     items = _read(items, "items", _ITEM_COLUMNS, columns, delimiter)
     queries = _read(queries, "queries", _QUERY_COLUMNS if qrels is None else _QUERY_COLUMNS[:3], columns, delimiter)
     judged = _judgements(queries, None if qrels is None else _read(qrels, "qrels", _QREL_COLUMNS, columns, delimiter))
@@ -227,10 +343,14 @@ def check(
     "Count queries that are in two parts; a `GTIError` names the first."
     spoken, lines = _spoken(self.queries["query"]), []
     for part, earlier in (("valid", ["train"]), ("test", ["train", "valid"])):
-        rows = self.rows(part); known = set(spoken[self.queries.split.isin(earlier)])
+        rows = self.rows(part)
+        known = set(spoken[self.queries.split.isin(earlier)])
         found = [r for r in rows if spoken[r] in known]
         lines.append({"check": f"words of a {part} query in {' or '.join(earlier)}", "found": len(found), "of": len(rows)})
-        if found: raise GTIError(f"{self.name}: {lines[-1]['check']}: {len(found)} of {len(rows)}, first query {self.queries.query_id[found[0]]!r}: {self.queries['query'][found[0]][:80]!r}; drop them or leave the column 'split' out, so that the parts are drawn anew")
+        if found:
+            raise GTIError(
+                f"{self.name}: {lines[-1]['check']}: {len(found)} of {len(rows)}, first query {self.queries.query_id[found[0]]!r}: {self.queries['query'][found[0]][:80]!r}; drop them or leave the column 'split' out, so that the parts are drawn anew"
+            )
     return pd.DataFrame(lines).set_index("check")
 
 # %% ../../nbs/03_data/06_queries.ipynb #d692e2a3
@@ -239,7 +359,14 @@ def content_hash(self: QueryDataset) -> str:
     "16 hexadecimal digits that identify items, queries, parts and judgements."
     lengths = np.array([len(r) for r in self.relevant], dtype=np.int64)
     flat = lambda parts, kind: np.concatenate([np.zeros(0, kind), *parts])
-    return core.content_hash(items_hash_parts(self.items), [json.dumps([str(v) for v in self.queries[c]]) for c in self.queries.columns], lengths, flat(self.relevant, np.int64), flat(self.grades, np.float64))
+    return core.content_hash(
+        items_hash_parts(self.items),
+        [json.dumps([str(v) for v in self.queries[c]]) for c in self.queries.columns],
+        lengths,
+        flat(self.relevant, np.int64),
+        flat(self.grades, np.float64),
+    )
+
 
 @patch
 def save(
@@ -248,7 +375,12 @@ def save(
 ) -> Path:  # the folder
     "Write items.parquet, queries.parquet, qrels.parquet and dataset.json."
     pairs = pd.concat([self.pairs(part) for part in PARTS]).sort_values("query", kind="stable")
-    return self._save(folder, "queries", {"items": self.items, "queries": self.queries, "qrels": pairs[["query", "item", "relevance"]].reset_index(drop=True)})
+    return self._save(
+        folder,
+        "queries",
+        {"items": self.items, "queries": self.queries, "qrels": pairs[["query", "item", "relevance"]].reset_index(drop=True)},
+    )
+
 
 @patch(cls_method=True)
 def load(
@@ -257,9 +389,23 @@ def load(
 ) -> QueryDataset:
     "Read a saved data set and check its content hash."
     about, (items, queries, qrels) = read_saved(folder, "queries", ("items", "queries", "qrels"))
-    missing = [f"{n}.parquet has no column {c!r}" for n, t, wanted in (("queries", queries, ("query_id", "query", "split")), ("qrels", qrels, ("query", "item", "relevance"))) for c in wanted if c not in t]
-    if missing: raise GTIError(f"{folder}: damaged, {missing[0]}")
+    missing = [
+        f"{n}.parquet has no column {c!r}"
+        for n, t, wanted in (("queries", queries, ("query_id", "query", "split")), ("qrels", qrels, ("query", "item", "relevance")))
+        for c in wanted
+        if c not in t
+    ]
+    if missing:
+        raise GTIError(f"{folder}: damaged, {missing[0]}")
     cuts = np.flatnonzero(np.diff(qrels["query"])) + 1
-    data = cls(items, queries, np.split(qrels["item"].to_numpy(), cuts), np.split(qrels.relevance.to_numpy(), cuts), about["report"], about["name"], about["policies"])
+    data = cls(
+        items,
+        queries,
+        np.split(qrels["item"].to_numpy(), cuts),
+        np.split(qrels.relevance.to_numpy(), cuts),
+        about["report"],
+        about["name"],
+        about["policies"],
+    )
     data._refuse_changed(folder, about["content_hash"])
     return data

@@ -6,34 +6,47 @@
 __all__ = ['LAYOUTS', 'NAMES', 'Layout', 'natural_title', 'movielens_tables', 'toy_tables', 'read_source']
 
 # %% ../../nbs/03_data/02_sources.ipynb #14d145d0
-import io, itertools, json, re
+import io
+import itertools
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
-from .amazon import amazon_2023_tables, amazon_pair, python_literal
+
 from ..assets import asset_path
 from ..core import GTIError, check_choice
+from .amazon import amazon_2023_tables, amazon_pair, python_literal
 from .tables import not_utf8, read_pair, read_table, row_and_line
 
 # %% ../../nbs/03_data/02_sources.ipynb #7c78654e
 @dataclass(frozen=True)
 class Layout:
     "Two files that make a data set, and how they are read."
+
     name: str  # what it is called
     items: str  # file name of the item table, such as "meta_<Name>.json[.gz]"
     interactions: str  # file name of the interactions
     read: Callable  # (items path, interactions path, columns and delimiter where they may be given) -> items, interactions
     columns: tuple[str, ...] | None = ()  # which of the package's column names may be mapped; None is all, and a delimiter given too
 
-    def __str__(self): return f"{self.name} ({self.items} + {self.interactions})"
+    def __str__(self):
+        return f"{self.name} ({self.items} + {self.interactions})"
+
 
 LAYOUTS: list[Layout] = []
 
+
 def _layout(name: str, items: str, interactions: str, columns: tuple[str, ...] | None = ()):
     "Decorator that registers a reader for a layout."
-    def register(read): LAYOUTS.append(Layout(name, items, interactions, read, columns)); return read
+
+    def register(read):
+        LAYOUTS.append(Layout(name, items, interactions, read, columns))
+        return read
+
     return register
 
 # %% ../../nbs/03_data/02_sources.ipynb #d53cc5b8
@@ -43,11 +56,20 @@ def _pattern(shown: str) -> re.Pattern:
         shown = (re.escape(shown) if written == "<Name>" else shown).replace(written, meant)
     return re.compile(shown)
 
+
 def _matches(folder: Path) -> list[tuple[Layout, Path, Path]]:
     "Every pair of files in a folder that fits a layout."
     files = sorted(p for p in folder.iterdir() if p.is_file())
-    def named(shown): return [(m.groupdict().get("Name"), p) for p in files if (m := _pattern(shown).fullmatch(p.name))]
-    return [(layout, a, b) for layout in LAYOUTS for (x, a), (y, b) in itertools.product(named(layout.items), named(layout.interactions)) if x == y]
+
+    def named(shown):
+        return [(m.groupdict().get("Name"), p) for p in files if (m := _pattern(shown).fullmatch(p.name))]
+
+    return [
+        (layout, a, b)
+        for layout in LAYOUTS
+        for (x, a), (y, b) in itertools.product(named(layout.items), named(layout.interactions))
+        if x == y
+    ]
 
 # %% ../../nbs/03_data/02_sources.ipynb #0ca33ee1
 LAYOUTS.append(Layout("tables", "items.{csv,tsv,parquet,jsonl}", "interactions.{csv,tsv,parquet,jsonl}", read_pair, columns=None))
@@ -55,9 +77,11 @@ LAYOUTS.append(Layout("tables", "items.{csv,tsv,parquet,jsonl}", "interactions.{
 # %% ../../nbs/03_data/02_sources.ipynb #e5b02ff1
 _ARTICLES = "The|An|A|Les|Le|La|L'|Il|Lo|I|Gli|El|Los|Las|Der|Die|Das|Den|Ein|Eine|Det|De|Het|O|Os|Un|Une"
 
+
 def _article_first(title: str) -> str:
     "'Tin Drum, The' as 'The Tin Drum', also after 'a.k.a.'."
     return re.sub(rf"^(a\.k\.a\. )?(.*), ({_ARTICLES})$", lambda m: (m[1] or "") + m[3] + ("" if m[3].endswith("'") else " ") + m[2], title)
+
 
 def natural_title(
     title: str,  # as filed: "Lion King, The"
@@ -71,6 +95,7 @@ def _films(ids, titles: pd.Series, years: pd.Series, genres: pd.Series) -> pd.Da
     "The item table of a film catalogue."
     years = years.where(years.str.fullmatch(r"\d{4}").fillna(False).astype(bool), "an unknown year")
     return pd.DataFrame({"item_id": ids, "title": titles.map(natural_title), "description": "Film from " + years, "categories": genres})
+
 
 def _filed_films(items: pd.DataFrame) -> pd.DataFrame:
     "`_films` from titles that end with the year and genres joined by '|'."
@@ -88,12 +113,17 @@ def _movielens_csv(movies: Path, ratings: Path) -> tuple[pd.DataFrame, pd.DataFr
 def _read_dat(path: Path, columns: list[str]) -> pd.DataFrame:
     "A file without header whose cells are separated by '::', in UTF-8 or else Latin-1."
     data = path.read_bytes()
-    try: text = data.decode("utf-8")
-    except UnicodeDecodeError: text = data.decode("latin-1")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
     wrong = next((n for n, line in enumerate(text.split("\n"), 1) if line.strip() and line.count("::") != len(columns) - 1), None)
-    if wrong: raise GTIError(f"{path}: line {wrong} does not have {len(columns)} cells separated by '::' ({', '.join(columns)})")
-    if not text.strip(): raise GTIError(f"{path}: empty file")
+    if wrong:
+        raise GTIError(f"{path}: line {wrong} does not have {len(columns)} cells separated by '::' ({', '.join(columns)})")
+    if not text.strip():
+        raise GTIError(f"{path}: empty file")
     return pd.read_csv(io.StringIO(text.replace("::", "\x1f")), sep="\x1f", names=columns, dtype=str, quoting=3, keep_default_na=False)
+
 
 @_layout("MovieLens 1M, 10M", "movies.dat", "ratings.dat")
 def _movielens_dat(movies: Path, ratings: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -103,7 +133,11 @@ def _movielens_dat(movies: Path, ratings: Path) -> tuple[pd.DataFrame, pd.DataFr
     return _filed_films(items), events
 
 # %% ../../nbs/03_data/02_sources.ipynb #72721776
-_ATOMIC_NAMES = {"title": ["title", "movie_title", "item_name", "app_name", "product_name", "name"], "categories": ["categories", "category", "class", "genre", "genres"]}
+_ATOMIC_NAMES = {
+    "title": ["title", "movie_title", "item_name", "app_name", "product_name", "name"],
+    "categories": ["categories", "category", "class", "genre", "genres"],
+}
+
 
 def _words(text: str) -> str:
     "A token_seq of categories, joined by commas."
@@ -111,17 +145,21 @@ def _words(text: str) -> str:
     words = [a or b for a, b in quoted] or (re.split(r"[|,]", text) if re.search(r"[|,]", text) else text.split())
     return ", ".join(filter(None, (w.strip(" []'\"") for w in words)))
 
+
 @_layout("RecBole", "<Name>.item", "<Name>.inter", columns=None)
 def _recbole(item: Path, inter: Path, columns: dict | None = None, delimiter: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     "RecBole's atomic files; films get natural titles."
     there, columns = read_table(item, delimiter).columns, dict(columns or {})
     for name, usual in _ATOMIC_NAMES.items():
-        if found := [u for u in usual if u in there]: columns.setdefault(name, found[0])
+        if found := [u for u in usual if u in there]:
+            columns.setdefault(name, found[0])
     is_film = columns.get("title") == "movie_title"
-    if is_film and "release_year" in there: columns.setdefault("description", "release_year")
+    if is_film and "release_year" in there:
+        columns.setdefault("description", "release_year")
     items, events = read_pair(item, inter, columns, delimiter)
     items["categories"] = items.categories.map(_words)
-    if not is_film: return items, events
+    if not is_film:
+        return items, events
     items = items.replace("unkonwn", "unknown")  # the one entry of MovieLens-100K without title and year, misspelt there
     return _films(items.item_id, items.title, items.description, items.categories.where(items.categories != "unknown", "")), events
 
@@ -129,27 +167,52 @@ def _recbole(item: Path, inter: Path, columns: dict | None = None, delimiter: st
 def movielens_tables() -> tuple[pd.DataFrame, pd.DataFrame]:  # items, interactions
     "MovieLens-100K (GroupLens) as two tables: natural titles, the year as description, genres as categories."
     folder = asset_path("movielens-100k", "data")
-    return _recbole(folder/"ml-100k.item", folder/"ml-100k.inter")
+    return _recbole(folder / "ml-100k.item", folder / "ml-100k.inter")
 
 # %% ../../nbs/03_data/02_sources.ipynb #2b6caca9
 def _read_object(path: Path) -> dict:
     "A JSON file that holds one object."
-    try: found = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError: raise not_utf8(path) from None
-    except json.JSONDecodeError as e: raise GTIError(f"{path}: not valid JSON at line {e.lineno}, column {e.colno}: {e.msg}") from e
-    except RecursionError: raise GTIError(f"{path}: not the expected JSON, nested too deeply") from None
-    if not isinstance(found, dict) or not found: raise GTIError(f"{path}: expected a JSON object that is not empty, got {type(found).__name__ if found else 'nothing'}")
+    try:
+        found = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+    except json.JSONDecodeError as e:
+        raise GTIError(f"{path}: not valid JSON at line {e.lineno}, column {e.colno}: {e.msg}") from e
+    except RecursionError:
+        raise GTIError(f"{path}: not the expected JSON, nested too deeply") from None
+    if not isinstance(found, dict) or not found:
+        raise GTIError(f"{path}: expected a JSON object that is not empty, got {type(found).__name__ if found else 'nothing'}")
     return found
+
 
 @_layout("LC-Rec, LETTER, MiniOneRec", "<Name>.item.json", "<Name>.inter.json")
 def _lcrec(item: Path, inter: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Item texts by id, and the items of every user, oldest first; there are no times."
     texts, taken = _read_object(item), _read_object(inter)
-    bad = next((f"{item}: item {k!r} is a {type(v).__name__}, expected an object with a title" for k, v in texts.items() if not isinstance(v, dict)), None)
-    bad = bad or next((f"{inter}: user {k!r} has a {type(v).__name__}, expected a list of items" for k, v in taken.items() if not isinstance(v, list)), None)
-    if bad: raise GTIError(bad)
-    items = pd.DataFrame([{"item_id": k} | {f: v.get(f) for f in ("title", "description", "categories", "brand")} for k, v in texts.items()])
-    events = pd.DataFrame({"user_id": np.repeat(np.array(list(taken), dtype=object), [len(v) for v in taken.values()]), "item_id": [i for v in taken.values() for i in v]}, dtype=object)
+    bad = next(
+        (
+            f"{item}: item {k!r} is a {type(v).__name__}, expected an object with a title"
+            for k, v in texts.items()
+            if not isinstance(v, dict)
+        ),
+        None,
+    )
+    bad = bad or next(
+        (f"{inter}: user {k!r} has a {type(v).__name__}, expected a list of items" for k, v in taken.items() if not isinstance(v, list)),
+        None,
+    )
+    if bad:
+        raise GTIError(bad)
+    items = pd.DataFrame(
+        [{"item_id": k} | {f: v.get(f) for f in ("title", "description", "categories", "brand")} for k, v in texts.items()]
+    )
+    events = pd.DataFrame(
+        {
+            "user_id": np.repeat(np.array(list(taken), dtype=object), [len(v) for v in taken.values()]),
+            "item_id": [i for v in taken.values() for i in v],
+        },
+        dtype=object,
+    )
     return read_pair(items, events, columns={"timestamp": None}, names=(str(item), str(inter)))
 
 # %% ../../nbs/03_data/02_sources.ipynb #8a6cae1f
@@ -159,20 +222,30 @@ LAYOUTS.append(Layout("Amazon 2018", "meta_<Name>.json[.gz]", "<Name>[_5].json[.
 # %% ../../nbs/03_data/02_sources.ipynb #d9544495
 _STOCK = re.compile(r"^(?:(?:out of stock|for sale|sold out|sold|not available|unavailable)\s*[-–—:]\s+)+", re.IGNORECASE)
 
+
 def _list_in(cell, where: Callable[[], str]) -> list:
     "A list written as a Python literal; an empty cell is an empty list."
-    if not isinstance(cell, str): return []
-    try: found = python_literal(cell)
-    except ValueError: found = None
-    if not isinstance(found, list): raise GTIError(f"{where()} is {cell[:40]!r}, expected a list such as ['Dress', 'Blue']")
+    if not isinstance(cell, str):
+        return []
+    try:
+        found = python_literal(cell)
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise GTIError(f"{where()} is {cell[:40]!r}, expected a list such as ['Dress', 'Blue']")
     return found
+
 
 def _tags(outfits: pd.DataFrame, path: Path) -> list[list[tuple[str, str]]]:
     "The tags of every outfit as (kind, value) pairs."
     pairs = []
     for row, cells in enumerate(zip(outfits.outfit_tags, outfits.tag_categories)):
-        values, kinds = (_list_in(cell, lambda: f"{path}, column {name!r}: {row_and_line(path, row, ';')}") for name, cell in zip(("outfit_tags", "tag_categories"), cells))
-        if len(values) != len(kinds): raise GTIError(f"{path}: {row_and_line(path, row, ';')} has {len(values)} outfit_tags for {len(kinds)} tag_categories")
+        values, kinds = (
+            _list_in(cell, lambda: f"{path}, column {name!r}: {row_and_line(path, row, ';')}")
+            for name, cell in zip(("outfit_tags", "tag_categories"), cells)
+        )
+        if len(values) != len(kinds):
+            raise GTIError(f"{path}: {row_and_line(path, row, ';')} has {len(values)} outfit_tags for {len(kinds)} tag_categories")
         pairs.append(list(zip(kinds, values)))
     return pairs
 
@@ -183,15 +256,26 @@ def _vibrent(outfits: Path, triplets: Path, columns: dict | None = None) -> tupl
     by = check_choice("columns: item_id of Vibrent", (columns or {}).get("item_id", "id"), ["id", "group"])
     frame = read_table(outfits, ";")
     missing = [c for c in ("id", "name", "description", "group", "outfit_tags", "tag_categories") if c not in frame]
-    if missing: raise GTIError(f"{outfits}: no column {missing[0]!r}, it has: {', '.join(map(repr, frame.columns))}")
+    if missing:
+        raise GTIError(f"{outfits}: no column {missing[0]!r}, it has: {', '.join(map(repr, frame.columns))}")
     tags = _tags(frame, outfits)
     frame["title"] = frame["name"].fillna("").str.replace(_STOCK, "", regex=True)
-    for name, kind in {"categories": "Category", "brand": "Brand"}.items(): frame[name] = [list(dict.fromkeys(v for k, v in pairs if k == kind)) for pairs in tags]
-    items, events = read_pair(frame, triplets, {"user_id": "customer.id", "item_id": ["outfit.id", "id"], "timestamp": "rentalPeriod.start"}, ";", names=(outfits, triplets))
-    if by == "id": return items, events
+    for name, kind in {"categories": "Category", "brand": "Brand"}.items():
+        frame[name] = [list(dict.fromkeys(v for k, v in pairs if k == kind)) for pairs in tags]
+    items, events = read_pair(
+        frame,
+        triplets,
+        {"user_id": "customer.id", "item_id": ["outfit.id", "id"], "timestamp": "rentalPeriod.start"},
+        ";",
+        names=(outfits, triplets),
+    )
+    if by == "id":
+        return items, events
     group = frame["group"].fillna(frame["id"]).str.strip().set_axis(items.item_id)
     group = group[~group.index.duplicated()]
-    merged = items.assign(item_id=items.item_id.map(group)).replace("", None).groupby("item_id", sort=False).first().fillna("").reset_index()
+    merged = (
+        items.assign(item_id=items.item_id.map(group)).replace("", None).groupby("item_id", sort=False).first().fillna("").reset_index()
+    )
     return merged, events.assign(item_id=events.item_id.map(group).fillna(events.item_id))
 
 # %% ../../nbs/03_data/02_sources.ipynb #ebc3f4af
@@ -199,14 +283,23 @@ _TOY_FILMS = {
     "Comedy": "The Wedding Parrot;Three Uncles and a Goat;Lost in Room Nine;My Landlord the Ghost;A Very Polite Robbery;The Accidental Mayor;Pancakes at Midnight;Two Left Shoes;The Worst Waiter in Rome;Grandmother Drives Again",
     "Science Fiction": "The Last Signal;Gardens of Mars;Orbit of Glass;A Clock for Andromeda;The Silent Reactor;Children of the Comet;Return to Station Six;The Paper Moon Engine;Beyond the Ninth Ring;Memory of a Machine",
     "Thriller": "The Locked Ferry;Nobody Saw the Painter;Cold Harbour;The Second Witness;Eleven Missed Calls;A Key Without a Door;The Quiet Passenger;Blood on the Ledger;Night Train to Trieste;The Man in Row F",
-    "Romance": "Letters from the Lighthouse;Summer in Valparaiso;The Violin Maker's Daughter;Until the Harvest;A Bench in the Rain;The Slow Boat Home;Two Tickets to Lisbon;The Florist of Elm Street;Once More in April;Dancing on Borrowed Time"}
+    "Romance": "Letters from the Lighthouse;Summer in Valparaiso;The Violin Maker's Daughter;Until the Harvest;A Bench in the Rain;The Slow Boat Home;Two Tickets to Lisbon;The Florist of Elm Street;Once More in April;Dancing on Borrowed Time",
+}
+
 
 def toy_tables() -> tuple[pd.DataFrame, pd.DataFrame]:  # 40 items, 30 users with 10 events each
     "A small invented film catalogue with regular viewers, the same on every machine."
-    genres = list(_TOY_FILMS); rng = np.random.default_rng(0)
+    genres = list(_TOY_FILMS)
+    rng = np.random.default_rng(0)
     titles = [t for films in _TOY_FILMS.values() for t in films.split(";")]
-    items = pd.DataFrame({"item_id": [f"f{i:02d}" for i in range(40)], "title": titles,
-                          "description": [f"Film from {1960 + (i * 7) % 60}" for i in range(40)], "categories": np.repeat(genres, 10)})
+    items = pd.DataFrame(
+        {
+            "item_id": [f"f{i:02d}" for i in range(40)],
+            "title": titles,
+            "description": [f"Film from {1960 + (i * 7) % 60}" for i in range(40)],
+            "categories": np.repeat(genres, 10),
+        }
+    )
     rows = []
     for user in range(30):
         own, start, pause = user % 4, 3 * user + user // 10, int(rng.integers(2, 7))
@@ -218,38 +311,61 @@ def toy_tables() -> tuple[pd.DataFrame, pd.DataFrame]:  # 40 items, 30 users wit
 # %% ../../nbs/03_data/02_sources.ipynb #b9cfebe2
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
+
 def _recognise(folder: Path) -> tuple[Layout, Path, Path]:
     "The one pair of files in a folder that fits a layout."
-    try: found, held = _matches(folder), sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    except OSError as e: raise GTIError(f"{folder}: {e.strerror}") from e
-    if len(found) == 1: return found[0]
-    if (folder/"raw/meta_categories").is_dir(): raise GTIError(f"{folder}: a mirror of Amazon Reviews 2023; set GTI_AMAZON_2023 to it and load 'amazon-2023/<Category>'")
-    if found: raise GTIError(f"{folder}: {len(found)} data sets in it: {'; '.join(f'{l.name} ({a.name} + {b.name})' for l, a, b in found)}; leave the files of one in the folder")
+    try:
+        found, held = _matches(folder), sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    except OSError as e:
+        raise GTIError(f"{folder}: {e.strerror}") from e
+    if len(found) == 1:
+        return found[0]
+    if (folder / "raw/meta_categories").is_dir():
+        raise GTIError(f"{folder}: a mirror of Amazon Reviews 2023; set GTI_AMAZON_2023 to it and load 'amazon-2023/<Category>'")
+    if found:
+        raise GTIError(
+            f"{folder}: {len(found)} data sets in it: {'; '.join(f'{l.name} ({a.name} + {b.name})' for l, a, b in found)}; leave the files of one in the folder"
+        )
     shown = f"{', '.join(held[:12])}{f' and {len(held) - 12} more' if held[12:] else ''}" or "nothing"
     raise GTIError(f"{folder}: no data set recognised; it holds: {shown}; recognised are: {'; '.join(map(str, LAYOUTS))}")
 
 # %% ../../nbs/03_data/02_sources.ipynb #5a0b9999
 NAMES = ["movielens-100k", "toy", "amazon-2023/<Category>", "amazon-2023/<Category>/0core"]
 
+
 def read_source(
     name_or_path: str | Path = "movielens-100k",  # "movielens-100k", "toy", "amazon-2023/<Category>", or a folder in one of `LAYOUTS`
-    columns: dict[str, str | list[str] | None] | None = None,  # the package's column name -> the table's, where the layout does not fix them
+    columns: dict[str, str | list[str] | None]
+    | None = None,  # the package's column name -> the table's, where the layout does not fix them
     delimiter: str | None = None,  # of csv and tsv files; None goes by the file name
-) -> tuple[pd.DataFrame, pd.DataFrame, str]:  # items [item_id, title, description, categories, brand if any], interactions [user_id, item_id, timestamp if any, rating if any], name
+) -> tuple[
+    pd.DataFrame, pd.DataFrame, str
+]:  # items [item_id, title, description, categories, brand if any], interactions [user_id, item_id, timestamp if any, rating if any], name
     "Read a data set by its name or from a folder as it is shipped."
     source, path = str(name_or_path), Path(name_or_path).expanduser()
     named = {"toy": toy_tables, "movielens-100k": movielens_tables}
     if source in named or source.split("/")[0] == "amazon-2023" and not path.exists():
-        if columns or delimiter: raise GTIError(f"{source}: its columns are known, leave columns and delimiter out")
-        if source in named: return *named[source](), source
-        if not re.fullmatch(r"amazon-2023/[^/]+(/[^/]+)?", source): check_choice("data set", source, NAMES)
+        if columns or delimiter:
+            raise GTIError(f"{source}: its columns are known, leave columns and delimiter out")
+        if source in named:
+            return *named[source](), source
+        if not re.fullmatch(r"amazon-2023/[^/]+(/[^/]+)?", source):
+            check_choice("data set", source, NAMES)
         return *amazon_2023_tables(*source.split("/")[1:]), source.replace("/", "-")
-    if not path.exists(): check_choice("data set (and no such folder)", source, NAMES)
-    if path.name.lower().endswith(_ARCHIVES): raise GTIError(f"{path}: an archive; unpack it where you trust it (unzip, tar -xf) and pass the folder")
-    if not path.is_dir(): raise GTIError(f"{path}: a file, expected a folder; single files go as items=..., interactions=...")
+    if not path.exists():
+        check_choice("data set (and no such folder)", source, NAMES)
+    if path.name.lower().endswith(_ARCHIVES):
+        raise GTIError(f"{path}: an archive; unpack it where you trust it (unzip, tar -xf) and pass the folder")
+    if not path.is_dir():
+        raise GTIError(f"{path}: a file, expected a folder; single files go as items=..., interactions=...")
     layout, items, interactions = _recognise(path)
     odd = [] if layout.columns is None else [c for c in columns or {} if c not in layout.columns] + ["delimiter"] * bool(delimiter)
-    if odd: raise GTIError(f"{path}: {odd[0]}: a folder of {layout.name} has known columns; leave it out, or pass the files as items=..., interactions=...")
+    if odd:
+        raise GTIError(
+            f"{path}: {odd[0]}: a folder of {layout.name} has known columns; leave it out, or pass the files as items=..., interactions=..."
+        )
     given = {k: v for k, v in {"columns": columns, "delimiter": delimiter}.items() if v}
-    try: return *layout.read(items, interactions, **given), path.absolute().name
-    except OSError as e: raise GTIError(f"{e.filename or path}: {e.strerror or e}") from e
+    try:
+        return *layout.read(items, interactions, **given), path.absolute().name
+    except OSError as e:
+        raise GTIError(f"{e.filename or path}: {e.strerror or e}") from e

@@ -8,14 +8,17 @@ __all__ = ['Sequences', 'Split', 'leave_one_out', 'global_time']
 # %% ../../nbs/03_data/04_splits.ipynb #f0ed458f
 from dataclasses import dataclass, field
 from typing import Protocol
+
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
 from ..core import GTIError, check_choice
 
 # %% ../../nbs/03_data/04_splits.ipynb #b5e8c0b0
 class Sequences(Protocol):
     "What a split needs of a data set; `RecDataset` has it."
+
     sequences: list[np.ndarray]  # one per user: item rows, oldest first
     timestamps: list[np.ndarray] | None  # one per user: the times of the events
     user_ids: list[str]  # one per user
@@ -23,9 +26,11 @@ class Sequences(Protocol):
     name: str
     n_items: int
 
+
 @dataclass
 class Split:
     "Per user the training items, and at most one item to predict in validation and one in the test."
+
     train: list[np.ndarray]  # a user each: item rows to learn from, oldest first
     valid: np.ndarray  # [n_users] the item to predict in validation; -1: none
     test: np.ndarray  # [n_users] the item to predict in the test; -1: none
@@ -39,9 +44,12 @@ class Split:
     report: dict = field(default_factory=dict)  # name -> count
 
     @property
-    def n_users(self) -> int: return len(self.train)
+    def n_users(self) -> int:
+        return len(self.train)
 
-    def _targets(self, which: str) -> np.ndarray: check_choice("which", which, ["valid", "test"]); return np.asarray(self.test if which == "test" else self.valid)
+    def _targets(self, which: str) -> np.ndarray:
+        check_choice("which", which, ["valid", "test"])
+        return np.asarray(self.test if which == "test" else self.valid)
 
     def users(self, which: str = "test") -> np.ndarray:
         "Indices of the users that have an item to predict."
@@ -56,9 +64,11 @@ def past(
 ) -> np.ndarray:  # item rows, oldest first
     "Everything the user took before the item to predict."
     check_choice("which", which, ["valid", "test"])
-    if which == "valid": return self.train[user]
-    valid = self.valid[user:user + 1]
+    if which == "valid":
+        return self.train[user]
+    valid = self.valid[user : user + 1]
     return np.concatenate([self.train[user], valid[valid >= 0], *([] if self.between is None else [self.between[user]])])
+
 
 @patch
 def history(
@@ -68,7 +78,8 @@ def history(
 ) -> np.ndarray:  # item rows, oldest first, at most `max_history`
     "The latest of `past`: what a model is given when the item is to be predicted."
     past = self.past(user, which)
-    return past if self.max_history is None else past[-self.max_history:]
+    return past if self.max_history is None else past[-self.max_history :]
+
 
 @patch
 def timeline(
@@ -76,7 +87,7 @@ def timeline(
     user: int,  # index of the user
 ) -> np.ndarray:  # item rows, oldest first
     "All items of the user that the split knows of: training, validation, between, test."
-    test = self.test[user:user + 1]
+    test = self.test[user : user + 1]
     return np.concatenate([self.past(user), test[test >= 0]])
 
 # %% ../../nbs/03_data/04_splits.ipynb #656be837
@@ -90,14 +101,18 @@ def cold(
     trained = np.bincount(np.concatenate([np.zeros(0, np.int64), *self.train]), minlength=self.n_items) > 0
     return (targets >= 0) & ~trained[np.maximum(targets, 0)]
 
+
 def _counts(split: Split) -> dict[str, int]:
     "How much there is to learn from and to predict."
     counts = {"users": split.n_users, "training events": sum(map(len, split.train))}
-    for which, name in (("valid", "validation"), ("test", "test")): counts |= {f"{name} targets": len(split.users(which)), f"{name} targets that are cold": int(split.cold(which).sum())}
+    for which, name in (("valid", "validation"), ("test", "test")):
+        counts |= {f"{name} targets": len(split.users(which)), f"{name} targets that are cold": int(split.cold(which).sum())}
     return counts
 
+
 def _refuse_history(max_history) -> None:
-    if max_history is not None and (not isinstance(max_history, int) or max_history < 1): raise GTIError(f"max_history: got {max_history!r}, allowed: None or a positive integer")
+    if max_history is not None and (not isinstance(max_history, int) or max_history < 1):
+        raise GTIError(f"max_history: got {max_history!r}, allowed: None or a positive integer")
 
 # %% ../../nbs/03_data/04_splits.ipynb #fac932bf
 def leave_one_out(
@@ -107,17 +122,27 @@ def leave_one_out(
     "Hold out the last item of every user for testing and the one before for validation."
     _refuse_history(max_history)
     short = [u for u, s in zip(dataset.user_ids, dataset.sequences) if len(s) < 3]
-    if short: raise GTIError(f"{dataset.name}: {len(short)} users have fewer than 3 events (first: {short[0]!r}); load_dataset drops them")
+    if short:
+        raise GTIError(f"{dataset.name}: {len(short)} users have fewer than 3 events (first: {short[0]!r}); load_dataset drops them")
     ends = np.array([s[-2:] for s in dataset.sequences], dtype=np.int64).reshape(-1, 2)
-    split = Split([s[:-2] for s in dataset.sequences], ends[:, 0].copy(), ends[:, 1].copy(), dataset.n_items, max_history,
-                  times=dataset.timestamps, user_ids=dataset.user_ids, repeats=dataset.policies.get("repeats") == "all")
+    split = Split(
+        [s[:-2] for s in dataset.sequences],
+        ends[:, 0].copy(),
+        ends[:, 1].copy(),
+        dataset.n_items,
+        max_history,
+        times=dataset.timestamps,
+        user_ids=dataset.user_ids,
+        repeats=dataset.policies.get("repeats") == "all",
+    )
     split.report = _counts(split)
     return split
 
 # %% ../../nbs/03_data/04_splits.ipynb #2fa6e502
 def _cuts(times: np.ndarray, valid_share: float, test_share: float) -> tuple:
     "The two moments that leave at least these shares of the events to validation and test."
-    if not (0 < valid_share and 0 < test_share and valid_share + test_share < 1): raise GTIError(f"valid_share, test_share: got {valid_share} and {test_share}, allowed: above 0, together below 1")
+    if not (0 < valid_share and 0 < test_share and valid_share + test_share < 1):
+        raise GTIError(f"valid_share, test_share: got {valid_share} and {test_share}, allowed: above 0, together below 1")
     ordered, n = np.sort(times), len(times)
     at = [max(n - int(np.ceil(round(n * share, 6))), 0) for share in (valid_share + test_share, test_share)]
     return ordered[at[0]].item(), ordered[at[1]].item()
@@ -133,12 +158,20 @@ def global_time(
 ) -> Split:
     "Learn from what came before `valid_from`; predict the first item of every user from there on, and the first from `test_from` on."
     _refuse_history(max_history)
-    if dataset.timestamps is None: raise GTIError(f"{dataset.name}: has no timestamps, so there is no time to split at; use leave_one_out")
-    if (valid_from is None) != (test_from is None): raise GTIError(f"global_time: {'valid_from' if valid_from is None else 'test_from'} is missing, pass both times or none")
+    if dataset.timestamps is None:
+        raise GTIError(f"{dataset.name}: has no timestamps, so there is no time to split at; use leave_one_out")
+    if (valid_from is None) != (test_from is None):
+        raise GTIError(f"global_time: {'valid_from' if valid_from is None else 'test_from'} is missing, pass both times or none")
     unordered = [u for u, t in zip(dataset.user_ids, dataset.timestamps) if (np.diff(t) < 0).any()]
-    if unordered: raise GTIError(f"{dataset.name}: the events of user {unordered[0]!r} (and of {len(unordered) - 1} others) are not in time order; load_dataset sorts them")
+    if unordered:
+        raise GTIError(
+            f"{dataset.name}: the events of user {unordered[0]!r} (and of {len(unordered) - 1} others) are not in time order; load_dataset sorts them"
+        )
     cuts = _cuts(np.concatenate(dataset.timestamps), valid_share, test_share) if valid_from is None else (valid_from, test_from)
-    if not cuts[0] < cuts[1]: raise GTIError(f"global_time: validation from {cuts[0]} and test from {cuts[1]}; the second must be later{'' if valid_from is not None else ', the times are too coarse for these shares'}")
+    if not cuts[0] < cuts[1]:
+        raise GTIError(
+            f"global_time: validation from {cuts[0]} and test from {cuts[1]}; the second must be later{'' if valid_from is not None else ', the times are too coarse for these shares'}"
+        )
     return _split_at(dataset, cuts, max_history)
 
 # %% ../../nbs/03_data/04_splits.ipynb #56ac944a
@@ -149,12 +182,29 @@ def _split_at(dataset: Sequences, cuts: tuple[float, float], max_history: int | 
     asked_valid, asked_test = (0 < a) & (a < b), (0 < b) & (b < size)
     item = lambda at, asked: np.array([s[k] if yes else -1 for s, k, yes in zip(sequences, at, asked)], dtype=np.int64)
     used = b + asked_test
-    split = Split([s[:k] for s, k in zip(sequences, a)], item(a, asked_valid), item(b, asked_test), dataset.n_items, max_history,
-                  between=[s[k:e] for s, k, e in zip(sequences, a + asked_valid, b)], times=[t[:k] for t, k in zip(dataset.timestamps, used)],
-                  user_ids=dataset.user_ids, cuts=cuts, repeats=dataset.policies.get("repeats") == "all")
-    if not (a.any() and asked_valid.any() and asked_test.any()): raise GTIError(f"{dataset.name}: validation from {cuts[0]} and test from {cuts[1]} leave {a.sum()} training events, {asked_valid.sum()} users to validate on and {asked_test.sum()} to test on; choose other times or shares")
-    split.report = _counts(split) | {"validation from": cuts[0], "test from": cuts[1], "users without a history at validation": int(((a == 0) & (b > 0)).sum()),
-                                     "users without a history at the test": int((b == 0).sum()), "events after the test item, not used": int((size - used).sum())}
+    split = Split(
+        [s[:k] for s, k in zip(sequences, a)],
+        item(a, asked_valid),
+        item(b, asked_test),
+        dataset.n_items,
+        max_history,
+        between=[s[k:e] for s, k, e in zip(sequences, a + asked_valid, b)],
+        times=[t[:k] for t, k in zip(dataset.timestamps, used)],
+        user_ids=dataset.user_ids,
+        cuts=cuts,
+        repeats=dataset.policies.get("repeats") == "all",
+    )
+    if not (a.any() and asked_valid.any() and asked_test.any()):
+        raise GTIError(
+            f"{dataset.name}: validation from {cuts[0]} and test from {cuts[1]} leave {a.sum()} training events, {asked_valid.sum()} users to validate on and {asked_test.sum()} to test on; choose other times or shares"
+        )
+    split.report = _counts(split) | {
+        "validation from": cuts[0],
+        "test from": cuts[1],
+        "users without a history at validation": int(((a == 0) & (b > 0)).sum()),
+        "users without a history at the test": int((b == 0).sum()),
+        "events after the test item, not used": int((size - used).sum()),
+    }
     return split
 
 # %% ../../nbs/03_data/04_splits.ipynb #7c6c6b65
@@ -163,19 +213,34 @@ def _flat(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     timelines = [split.timeline(u) for u in range(split.n_users)]
     if split.times is not None:
         wrong = [u for u, (i, t) in enumerate(zip(timelines, split.times)) if len(i) != len(t)]
-        if wrong or len(split.times) != split.n_users: raise GTIError(f"split: {len(split.times)} users have times, of {split.n_users}; {len(wrong)} of them have other numbers of times than of items{f', first user index {wrong[0]}' if wrong else ''}")
+        if wrong or len(split.times) != split.n_users:
+            raise GTIError(
+                f"split: {len(split.times)} users have times, of {split.n_users}; {len(wrong)} of them have other numbers of times than of items{f', first user index {wrong[0]}' if wrong else ''}"
+            )
     user = np.repeat(np.arange(split.n_users), [len(t) for t in timelines])
-    return user, np.concatenate([np.zeros(0, np.int64), *timelines]), None if split.times is None else np.concatenate(split.times or [np.zeros(0)])
+    return (
+        user,
+        np.concatenate([np.zeros(0, np.int64), *timelines]),
+        None if split.times is None else np.concatenate(split.times or [np.zeros(0)]),
+    )
+
 
 def _target_in_history(split: Split, which: str) -> np.ndarray:
     "Users whose item to predict is in the past that leads to it."
-    asked = split.users(which); pasts = [split.past(u, which) for u in asked]
+    asked = split.users(which)
+    pasts = [split.past(u, which) for u in asked]
     owner = np.repeat(asked, [len(p) for p in pasts])
     return np.unique(owner[np.concatenate([np.zeros(0, np.int64), *pasts]) == split._targets(which)[owner]])
 
+
 def _wrong_side(split: Split, time: np.ndarray) -> np.ndarray:
     "Users with an event on the wrong side of a cut, an entry an event."
-    side = np.concatenate([np.repeat([0, 1, 2], [len(split.train[u]), len(split.past(u)) - len(split.train[u]), split.test[u] >= 0]) for u in range(split.n_users)])
+    side = np.concatenate(
+        [
+            np.repeat([0, 1, 2], [len(split.train[u]), len(split.past(u)) - len(split.train[u]), split.test[u] >= 0])
+            for u in range(split.n_users)
+        ]
+    )
     user = np.repeat(np.arange(split.n_users), [len(t) for t in split.times])
     return user[np.searchsorted(split.cuts, time, side="right") != side]
 
@@ -186,17 +251,34 @@ def check(
 ) -> pd.DataFrame:  # a line a check: found, of (how many were looked at), allowed; found is <NA> where it takes times and there are none
     "Count the leaks of a split; a `GTIError` names the first user with one that is not allowed."
     user, item, time = _flat(self)
-    lines = {f"target in history ({name})": (_target_in_history(self, which), len(self.users(which)), self.repeats) for which, name in (("valid", "validation"), ("test", "test"))}
+    lines = {
+        f"target in history ({name})": (_target_in_history(self, which), len(self.users(which)), self.repeats)
+        for which, name in (("valid", "validation"), ("test", "test"))
+    }
     events = pd.DataFrame({"user": user, "item": item} | ({} if time is None else {"time": time}))
     lines["same event twice"] = (None if time is None and self.repeats else user[events.duplicated()], len(user), False)
     pairs = user[1:] == user[:-1]
     lines["test before train"] = (None if time is None else user[1:][pairs & (np.diff(time) < 0)], int(pairs.sum()), False)
-    if self.cuts is not None: lines["wrong side of a cut"] = (None if time is None else _wrong_side(self, time), len(user), False)
+    if self.cuts is not None:
+        lines["wrong side of a cut"] = (None if time is None else _wrong_side(self, time), len(user), False)
     tests = self.users("test")
-    lines["target at the time of the event before it"] = (None if time is None else np.array([u for u in tests if len(self.times[u]) > 1 and self.times[u][-1] == self.times[u][-2]], dtype=int), len(tests), True)
-    table = pd.DataFrame([{"check": c, "found": None if f is None else len(f), "of": n, "allowed": ok} for c, (f, n, ok) in lines.items()]).astype({"found": "Int64"}).set_index("check")
+    lines["target at the time of the event before it"] = (
+        None
+        if time is None
+        else np.array([u for u in tests if len(self.times[u]) > 1 and self.times[u][-1] == self.times[u][-2]], dtype=int),
+        len(tests),
+        True,
+    )
+    table = (
+        pd.DataFrame([{"check": c, "found": None if f is None else len(f), "of": n, "allowed": ok} for c, (f, n, ok) in lines.items()])
+        .astype({"found": "Int64"})
+        .set_index("check")
+    )
     for check, (found, of, allowed) in lines.items():
-        if found is None or allowed or not len(found): continue
+        if found is None or allowed or not len(found):
+            continue
         who = int(found[0]) if self.user_ids is None else self.user_ids[found[0]]
-        raise GTIError(f"split: {check}: {len(found)} of {of}, first user {who!r}; results on this split would mean nothing, mend the data it was made from")
+        raise GTIError(
+            f"split: {check}: {len(found)} of {of}, first user {who!r}; results on this split would mean nothing, mend the data it was made from"
+        )
     return table

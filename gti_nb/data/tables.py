@@ -7,12 +7,17 @@ __all__ = ['ITEM_COLUMNS', 'INTERACTION_COLUMNS', 'not_utf8', 'read_table', 'Bad
            'as_frame', 'read_pair']
 
 # %% ../../nbs/03_data/00_tables.ipynb #6b8ad247
-import csv, json, re, warnings
+import csv
+import json
+import re
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from ..core import GTIError, check_choice
 
 # %% ../../nbs/03_data/00_tables.ipynb #fc387b9e
@@ -22,18 +27,23 @@ def not_utf8(
     "The error that names the first line of a file that is not UTF-8."
     with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
-            try: line.decode("utf-8")
-            except UnicodeDecodeError: break
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                break
     return GTIError(f"{path}: line {number} is not UTF-8 text; save the file as UTF-8")
 
 # %% ../../nbs/03_data/00_tables.ipynb #292b45e2
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 _ATOMIC = (".inter", ".item")
 
+
 def _delimiter(path: Path, given: str | None) -> str:
     "The one character between the cells of a line."
-    if given is not None and len(given) != 1: raise GTIError(f"delimiter: got {given!r}, allowed: one character, such as ',', ';', '|' or '\\t'")
+    if given is not None and len(given) != 1:
+        raise GTIError(f"delimiter: got {given!r}, allowed: one character, such as ',', ';', '|' or '\\t'")
     return given or _DELIMITERS[path.suffix.lower()]
+
 
 def _read_delimited(path: Path, sep: str) -> pd.DataFrame:
     "A delimited file, every cell as text, empty cells as missing."
@@ -41,12 +51,20 @@ def _read_delimited(path: Path, sep: str) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig", index_col=False, quoting=quoting)
-    except pd.errors.EmptyDataError: raise GTIError(f"{path}: empty file, expected a header line") from None
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as e: raise GTIError(f"{path}: not a table delimited by {sep!r}: {_why_ragged(path, sep, str(e))}") from e
-    except UnicodeDecodeError: raise not_utf8(path) from None
+            frame = pd.read_csv(
+                path, sep=sep, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig", index_col=False, quoting=quoting
+            )
+    except pd.errors.EmptyDataError:
+        raise GTIError(f"{path}: empty file, expected a header line") from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as e:
+        raise GTIError(f"{path}: not a table delimited by {sep!r}: {_why_ragged(path, sep, str(e))}") from e
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
     other = [d for d in ",\t;|" if d != sep and len(frame.columns) == 1 and d in frame.columns[0]]
-    if other: raise GTIError(f"{path}: one column {frame.columns[0]!r} when split at {sep!r}; the delimiter seems to be {other[0]!r}, pass delimiter={other[0]!r}")
+    if other:
+        raise GTIError(
+            f"{path}: one column {frame.columns[0]!r} when split at {sep!r}; the delimiter seems to be {other[0]!r}, pass delimiter={other[0]!r}"
+        )
     return frame.rename(columns=lambda name: name.split(":")[0]) if path.suffix.lower() in _ATOMIC else frame
 
 # %% ../../nbs/03_data/00_tables.ipynb #b4280db1
@@ -56,17 +74,23 @@ def _records(path: Path, sep: str) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(f, delimiter=sep, quoting=csv.QUOTE_NONE if path.suffix.lower() in _ATOMIC else csv.QUOTE_MINIMAL)
         start = 1
         for cells in reader:
-            if cells: yield start, cells
+            if cells:
+                yield start, cells
             start = reader.line_num + 1
+
 
 def _why_ragged(path: Path, sep: str, says: str) -> str:
     "What pandas says about a file that is no table, with the line it means."
     says = says.strip().removeprefix("Error tokenizing data. C error: ")
     try:
-        records = _records(path, sep); width = len(next(records)[1]); start = 1
+        records = _records(path, sep)
+        width = len(next(records)[1])
+        start = 1
         for start, cells in records:
-            if len(cells) > width: return f"line {start} has {len(cells)} cells, the header has {width}"
-    except (csv.Error, UnicodeDecodeError): return says
+            if len(cells) > width:
+                return f"line {start} has {len(cells)} cells, the header has {width}"
+    except (csv.Error, UnicodeDecodeError):
+        return says
     return f"a quote that opens in line {start} is not closed" if "EOF inside string" in says else says
 
 # %% ../../nbs/03_data/00_tables.ipynb #b3497161
@@ -75,12 +99,18 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
     rows = []
     with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
-            if not line.strip(): continue
-            try: rows.append(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
-            except UnicodeDecodeError: raise not_utf8(path) from None
-            except (json.JSONDecodeError, RecursionError) as e: raise GTIError(f"{path}: line {number} is not valid JSON: {getattr(e, 'msg', 'nested too deeply')}") from e
-            if not isinstance(rows[-1], dict): raise GTIError(f"{path}: line {number} is not a JSON object")
-    if not rows: raise GTIError(f"{path}: empty file, expected one JSON object a line")
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
+            except UnicodeDecodeError:
+                raise not_utf8(path) from None
+            except (json.JSONDecodeError, RecursionError) as e:
+                raise GTIError(f"{path}: line {number} is not valid JSON: {getattr(e, 'msg', 'nested too deeply')}") from e
+            if not isinstance(rows[-1], dict):
+                raise GTIError(f"{path}: line {number} is not a JSON object")
+    if not rows:
+        raise GTIError(f"{path}: empty file, expected one JSON object a line")
     return pd.DataFrame(rows)
 
 # %% ../../nbs/03_data/00_tables.ipynb #151f884b
@@ -90,14 +120,19 @@ def read_table(
 ) -> pd.DataFrame:  # the columns as they are called in the file
     "Read one table; a `GTIError` names the file and the line that cannot be read."
     path = Path(path)
-    if path.is_dir(): raise GTIError(f"{path}: a folder, expected a file")
+    if path.is_dir():
+        raise GTIError(f"{path}: a folder, expected a file")
     check_choice(f"{path}: file type", path.suffix.lower(), [*_DELIMITERS, ".parquet", ".jsonl"])
     try:
-        if path.suffix.lower() == ".jsonl": return _read_jsonl(path)
-        if path.suffix.lower() == ".parquet": return pd.read_parquet(path)
+        if path.suffix.lower() == ".jsonl":
+            return _read_jsonl(path)
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
         return _read_delimited(path, _delimiter(path, delimiter))
-    except OSError as e: raise GTIError(f"{path}: {e.strerror or str(e).splitlines()[0]}") from e
-    except ValueError as e: raise GTIError(f"{path}: {str(e).splitlines()[0]}") from e
+    except OSError as e:
+        raise GTIError(f"{path}: {e.strerror or str(e).splitlines()[0]}") from e
+    except ValueError as e:
+        raise GTIError(f"{path}: {str(e).splitlines()[0]}") from e
 
 # %% ../../nbs/03_data/00_tables.ipynb #0a54f670
 ITEM_COLUMNS = ["item_id", "title", "description", "categories"]
@@ -105,74 +140,102 @@ INTERACTION_COLUMNS = ["user_id", "item_id", "timestamp", "rating"]
 _WANTED = {"items": [*ITEM_COLUMNS, "brand"], "interactions": INTERACTION_COLUMNS}
 _OPTIONAL = {"description", "categories", "brand", "rating"}
 
+
 def _column_names(frame: pd.DataFrame, wanted: list[str], columns: dict, where: str) -> dict[str, str]:
     "The package's column name -> the table's, for every wanted column the table has; `GTIError` when one is missing."
-    for key in columns: check_choice("columns: name", key, sorted({*_WANTED["items"], *_WANTED["interactions"]}))
+    for key in columns:
+        check_choice("columns: name", key, sorted({*_WANTED["items"], *_WANTED["interactions"]}))
     names = {}
     for name in wanted:
         given = columns.get(name, name)
-        if given is None and name in _OPTIONAL | {"timestamp"}: continue
+        if given is None and name in _OPTIONAL | {"timestamp"}:
+            continue
         options = [given] if isinstance(given, str) or given is None else list(given)
         theirs = [option for option in options if option in frame.columns]
-        if theirs: names[name] = theirs[0]
+        if theirs:
+            names[name] = theirs[0]
         elif name in columns or name not in _OPTIONAL:
             here = f"{where}: no column {' or '.join(map(repr, options))}, it has: {', '.join(map(repr, frame.columns))}"
-            raise GTIError(f"{here}; pass columns={{{name!r}: ...}} to name it" + ("; pass columns={'timestamp': None} if the rows are in time order" if name == "timestamp" else ""))
+            raise GTIError(
+                f"{here}; pass columns={{{name!r}: ...}} to name it"
+                + ("; pass columns={'timestamp': None} if the rows are in time order" if name == "timestamp" else "")
+            )
     return names
 
 # %% ../../nbs/03_data/00_tables.ipynb #dd292f99
 class BadCell(Exception):
     "Row number of a cell that cannot be used, and what is wrong with it."
-    def __init__(self, rows, says: str): self.row, self.says = int(rows[0]), says + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
+
+    def __init__(self, rows, says: str):
+        self.row, self.says = int(rows[0]), says + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
+
 
 def id_column(column: pd.Series) -> np.ndarray:
     "Ids as text; whole-number floats lose their '.0'."
-    try: number, values = pd.factorize(column)
-    except TypeError: raise BadCell([i for i, v in enumerate(column) if isinstance(v, (list, dict, set, np.ndarray))], "holds several values, expected an id") from None
+    try:
+        number, values = pd.factorize(column)
+    except TypeError:
+        raise BadCell(
+            [i for i, v in enumerate(column) if isinstance(v, (list, dict, set, np.ndarray))], "holds several values, expected an id"
+        ) from None
     text = [str(v).strip() for v in values]
     missing = np.flatnonzero(np.array([not t for t in text] + [True])[number])  # the last one is for -1, a missing value
-    if len(missing): raise BadCell(missing, "has no id")
-    if all(re.fullmatch(r"-?\d+(\.0+)?", t) for t in text): text = [t.split(".")[0] for t in text]
+    if len(missing):
+        raise BadCell(missing, "has no id")
+    if all(re.fullmatch(r"-?\d+(\.0+)?", t) for t in text):
+        text = [t.split(".")[0] for t in text]
     return np.array(text, dtype=object)[number]
 
 # %% ../../nbs/03_data/00_tables.ipynb #75324969
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
 
+
 def _one_line(value) -> str:
     "A value as one line of text; missing is '', the parts of a list are joined by commas."
-    if isinstance(value, (list, tuple, np.ndarray)): return ", ".join(filter(None, map(_one_line, value)))
-    if isinstance(value, (bytes, dict)): raise TypeError
-    if isinstance(value, str): return " ".join(_CONTROL.sub(" ", value).split())
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ", ".join(filter(None, map(_one_line, value)))
+    if isinstance(value, (bytes, dict)):
+        raise TypeError
+    if isinstance(value, str):
+        return " ".join(_CONTROL.sub(" ", value).split())
     return "" if value is None or value is pd.NA or value != value else str(value)
+
 
 def text_column(column: pd.Series) -> np.ndarray:
     "One line of text a cell."
     out = np.empty(len(column), dtype=object)
     for row, value in enumerate(column.tolist()):
-        try: out[row] = _one_line(value)
-        except TypeError: raise BadCell([row], f"holds a {type(value).__name__}, expected text") from None
+        try:
+            out[row] = _one_line(value)
+        except TypeError:
+            raise BadCell([row], f"holds a {type(value).__name__}, expected text") from None
     return out
 
 # %% ../../nbs/03_data/00_tables.ipynb #dfeb65fa
 def _times(column: pd.Series) -> pd.Series:
     "Numbers as they are; dates as seconds since 1970 (UTC)."
-    if pd.api.types.is_integer_dtype(column) and not column.isna().any(): return column.astype("int64")
+    if pd.api.types.is_integer_dtype(column) and not column.isna().any():
+        return column.astype("int64")
     is_date = pd.api.types.is_datetime64_any_dtype(column)
     times = pd.Series(np.nan, column.index) if is_date else pd.to_numeric(column, errors="coerce")
-    if pd.api.types.is_integer_dtype(times) and not times.isna().any(): return times.astype("int64")
+    if pd.api.types.is_integer_dtype(times) and not times.isna().any():
+        return times.astype("int64")
     times = times.astype("float64")
     if times.isna().all():  # no numbers: dates
         dates = pd.to_datetime(column, errors="coerce", utc=True, **({} if is_date else {"format": "ISO8601"}))
         times = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
     bad = np.flatnonzero(~np.isfinite(times.to_numpy("float64")))
-    if len(bad): raise BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number or an ISO date, the same kind in all rows")
+    if len(bad):
+        raise BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number or an ISO date, the same kind in all rows")
     return times.astype("int64") if (times % 1 == 0).all() else times.astype("float64")
+
 
 def _ratings(column: pd.Series) -> pd.Series:
     "Numbers."
     ratings = pd.to_numeric(column, errors="coerce").astype("float64")
     bad = np.flatnonzero(~np.isfinite(ratings.to_numpy()))
-    if len(bad): raise BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number; pass columns={{'rating': None}} to leave ratings out")
+    if len(bad):
+        raise BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number; pass columns={{'rating': None}} to leave ratings out")
     return ratings
 
 # %% ../../nbs/03_data/00_tables.ipynb #2af8bbe1
@@ -182,39 +245,59 @@ def row_and_line(
     delimiter: str | None = None,  # of a csv or tsv file; None goes by the file name
 ) -> str:  # "row 3 (line 4)", or "row 3" where there are no lines
     "Where a row stands in the file it came from."
-    if not isinstance(origin, Path) or origin.suffix.lower() == ".parquet": return f"row {row + 1}"
+    if not isinstance(origin, Path) or origin.suffix.lower() == ".parquet":
+        return f"row {row + 1}"
     try:
         if origin.suffix.lower() == ".jsonl":
-            with open(origin, "rb") as f: return f"row {row + 1} (line {next(islice((n for n, line in enumerate(f, 1) if line.strip()), row, None))})"
+            with open(origin, "rb") as f:
+                return f"row {row + 1} (line {next(islice((n for n, line in enumerate(f, 1) if line.strip()), row, None))})"
         return f"row {row + 1} (line {next(islice(_records(origin, _delimiter(origin, delimiter)), row + 1, None))[0]})"
-    except csv.Error: return f"row {row + 1}"  # a cell beyond the limit of the csv module
+    except csv.Error:
+        return f"row {row + 1}"  # a cell beyond the limit of the csv module
 
 # %% ../../nbs/03_data/00_tables.ipynb #3e8aba12
 def as_frame(source, what: str, delimiter: str | None) -> pd.DataFrame:
     "The data frame of a frame, a data set in memory or a path."
-    if isinstance(source, pd.DataFrame): return source
-    if isinstance(source, (str, Path)): return read_table(source, delimiter)
-    if isinstance(source, dict): raise GTIError(f"{what}: got a {type(source).__name__} of {', '.join(map(repr, source))}; pass one of them, as in data[{next(iter(source), 'train')!r}]")
-    if hasattr(source, "to_pandas"): return source.to_pandas()
+    if isinstance(source, pd.DataFrame):
+        return source
+    if isinstance(source, (str, Path)):
+        return read_table(source, delimiter)
+    if isinstance(source, dict):
+        raise GTIError(
+            f"{what}: got a {type(source).__name__} of {', '.join(map(repr, source))}; pass one of them, as in data[{next(iter(source), 'train')!r}]"
+        )
+    if hasattr(source, "to_pandas"):
+        return source.to_pandas()
     raise GTIError(f"{what}: got a {type(source).__name__}, allowed: a path, a DataFrame, a datasets.Dataset")
 
+
 _READERS = {"user_id": id_column, "item_id": id_column, "timestamp": _times, "rating": _ratings}
+
 
 def read_pair(
     items: "pd.DataFrame | datasets.Dataset | str | Path",  # the item table: a frame, a data set in memory or a file
     interactions: "pd.DataFrame | datasets.Dataset | str | Path",  # the interaction table, likewise
-    columns: dict[str, str | list[str] | None] | None = None,  # the package's column name -> the table's column name (several: the first one there is; None: leave it out)
+    columns: dict[str, str | list[str] | None]
+    | None = None,  # the package's column name -> the table's column name (several: the first one there is; None: leave it out)
     delimiter: str | None = None,  # of csv and tsv files; None goes by the file name
-    names: tuple[str | Path, str | Path] = ("items", "interactions"),  # what errors call the tables that are not files; a Path where the rows are those of that file
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # items [item_id, title, description, categories, brand if any], interactions [user_id, item_id, timestamp if any, rating if any]
+    names: tuple[str | Path, str | Path] = (
+        "items",
+        "interactions",
+    ),  # what errors call the tables that are not files; a Path where the rows are those of that file
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # items [item_id, title, description, categories, brand if any], interactions [user_id, item_id, timestamp if any, rating if any]
     "Two tables under the package's column names, ids and texts as text, times and ratings as numbers, in file order."
     frames = []
     for what, source, called in zip(_WANTED, (items, interactions), names):
         where = Path(source) if isinstance(source, (str, Path)) else called
         frame, clean = as_frame(source, called, delimiter), {}
         for name, theirs in _column_names(frame, _WANTED[what], columns or {}, where).items():
-            try: clean[name] = _READERS.get(name, text_column)(frame[theirs].reset_index(drop=True))
-            except BadCell as e: raise GTIError(f"{where}, column {theirs!r}: {row_and_line(where, e.row, delimiter)} {e.says}") from None
-        if not len(frame): raise GTIError(f"{where}: no rows")
+            try:
+                clean[name] = _READERS.get(name, text_column)(frame[theirs].reset_index(drop=True))
+            except BadCell as e:
+                raise GTIError(f"{where}, column {theirs!r}: {row_and_line(where, e.row, delimiter)} {e.says}") from None
+        if not len(frame):
+            raise GTIError(f"{where}: no rows")
         frames.append(pd.DataFrame(clean))
     return frames[0].reindex(columns=ITEM_COLUMNS + [c for c in frames[0] if c not in ITEM_COLUMNS], fill_value=""), frames[1]

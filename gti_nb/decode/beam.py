@@ -8,10 +8,13 @@ __all__ = ['Beams', 'check_search', 'beam_search']
 # %% ../../nbs/12_decode/02_beam.ipynb #848925bc
 from dataclasses import dataclass
 from numbers import Integral
+
 import torch
 from torch import Tensor
-from ..core import GTIError, progress as progress_bar
-from .readers import check_finite, Reader, reading
+
+from ..core import GTIError
+from ..core import progress as progress_bar
+from .readers import Reader, check_finite, reading
 from .trie import SidTrie, children, closed_nodes, is_closed, items_of_leaves
 from ..model.extended import ExtendedModel
 
@@ -24,17 +27,22 @@ def _best(scores: Tensor, n: int) -> Tensor:
     return take.nonzero()[:, 1].view(len(scores), n)
 
 # %% ../../nbs/12_decode/02_beam.ipynb #7afa79c1
-def _extend(trie: SidTrie, level: int, nodes: Tensor, scores: Tensor, logp: Tensor, beams: int, closed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _extend(
+    trie: SidTrie, level: int, nodes: Tensor, scores: Tensor, logp: Tensor, beams: int, closed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     "The best children of `nodes` [B, W] given the scores [B, W, K] of the codes after each: node numbers, scores and parents' places, all [B, W']."
     check_finite(logp)
     child, there = children(trie, level, nodes)
-    if closed is not None: there = there & ~is_closed(closed, len(trie.codes[level]), child)
+    if closed is not None:
+        there = there & ~is_closed(closed, len(trie.codes[level]), child)
     total = (scores[..., None] + logp.gather(-1, trie.codes[level][child].long())).masked_fill(~there, float("-inf")).flatten(1)
     best = _best(total, min(beams, len(trie.codes[level]), total.shape[1]))
     return child.flatten(1).gather(1, best), total.gather(1, best), best // child.shape[-1]
 
 
-def _search(reader: Reader, rows: list[int], trie: SidTrie, n_pretrained: int, beams: int, closed: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+def _search(
+    reader: Reader, rows: list[int], trie: SidTrie, n_pretrained: int, beams: int, closed: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
     "Leaf numbers and scores [B, W'] of one batch of prompts, best first."
     logp = reader.read_prompts(rows)
     nodes, scores = torch.zeros(logp.shape[:2], dtype=torch.long, device=logp.device), logp.new_zeros(logp.shape[:2])
@@ -50,6 +58,7 @@ def _search(reader: Reader, rows: list[int], trie: SidTrie, n_pretrained: int, b
 @dataclass
 class Beams:
     "Ranked items of each prompt, best first."
+
     items: Tensor  # item rows [B, W], -1 past the end
     scores: Tensor  # log-probabilities [B, W] fp32, -inf past the end
     codes: Tensor  # the items' codes [B, W, L], -1 past the end
@@ -64,20 +73,29 @@ class Beams:
         width, there = self.items.shape[1], scores > float("-inf")
         leaves, scores = leaves[there], scores[there]
         items, place = items_of_leaves(trie, leaves, width if gone is None else width + len(gone))
-        if gone is not None: items, place = (x[~torch.isin(items, gone)][:width] for x in (items, place))
-        self.items[row, :len(items)], self.scores[row, :len(items)], self.codes[row, :len(items)] = items, scores[place], trie.leaves[leaves[place]].long()
+        if gone is not None:
+            items, place = (x[~torch.isin(items, gone)][:width] for x in (items, place))
+        self.items[row, : len(items)], self.scores[row, : len(items)], self.codes[row, : len(items)] = (
+            items,
+            scores[place],
+            trie.leaves[leaves[place]].long(),
+        )
 
 
 def check_search(exclude: list | None, n_prompts: int, n_items: int) -> list[Tensor] | None:
     "The left-out items of each prompt as tensors."
-    if exclude is None: return None
-    if len(exclude) != n_prompts: raise GTIError(f"exclude: got {len(exclude)} lists for {n_prompts} prompts; give one per prompt, [] for none")
+    if exclude is None:
+        return None
+    if len(exclude) != n_prompts:
+        raise GTIError(f"exclude: got {len(exclude)} lists for {n_prompts} prompts; give one per prompt, [] for none")
     gone = [torch.as_tensor(e).flatten() for e in exclude]
     for i, e in enumerate(gone):
-        if len(e) and (e.dtype == torch.bool or e.is_floating_point()): raise GTIError(f"exclude[{i}]: got {e.dtype}, expected the numbers of item rows; of a mask take numpy.flatnonzero(mask)")
+        if len(e) and (e.dtype == torch.bool or e.is_floating_point()):
+            raise GTIError(f"exclude[{i}]: got {e.dtype}, expected the numbers of item rows; of a mask take numpy.flatnonzero(mask)")
     gone = [e.long() for e in gone]
     for i, e in enumerate(gone):
-        if len(e) and not 0 <= e.min() <= e.max() < n_items: raise GTIError(f"exclude[{i}]: item rows {e.min()}..{e.max()}, allowed: 0..{n_items - 1}, the rows of the catalogue")
+        if len(e) and not 0 <= e.min() <= e.max() < n_items:
+            raise GTIError(f"exclude[{i}]: item rows {e.min()}..{e.max()}, allowed: 0..{n_items - 1}, the rows of the catalogue")
     return gone
 
 # %% ../../nbs/12_decode/02_beam.ipynb #cc4b4150
@@ -94,7 +112,8 @@ def beam_search(
     objective: str = "logprob",  # "logprob": the model's log-probability, as `generate` has it; "level": normalized among the codes of each level
 ) -> Beams:
     "The most probable items after each prompt by trie-constrained beam search of fixed depth; ties in the order of codes, then of item numbers."
-    if not isinstance(beams, Integral) or beams < 1: raise GTIError(f"beams: got {beams!r}, allowed: whole numbers from 1 on")
+    if not isinstance(beams, Integral) or beams < 1:
+        raise GTIError(f"beams: got {beams!r}, allowed: whole numbers from 1 on")
     gone = check_search(exclude, len(prompts), trie.n_items)
     found = Beams.empty(len(prompts), beams, trie.levels)
     with reading(extended, prompts, trie, objective, batch_size, dtype) as reader:
@@ -102,5 +121,6 @@ def beam_search(
         for rows in progress_bar(reader.batches(batch_size), desc="decoding", enabled=progress):
             closed = None if gone is None else [c.to(extended.device) for c in closed_nodes(trie, [gone[i] for i in rows])]
             leaves, scores = _search(reader, rows, tree, extended.n_pretrained, beams, closed)
-            for b, row in enumerate(rows): found.put(row, trie, leaves[b], scores[b], None if gone is None else gone[row])
+            for b, row in enumerate(rows):
+                found.put(row, trie, leaves[b], scores[b], None if gone is None else gone[row])
     return found

@@ -8,6 +8,7 @@ __all__ = ['SidLogitsProcessor']
 # %% ../../nbs/12_decode/04_processor.ipynb #b1c15f40
 import torch
 from transformers import LogitsProcessor
+
 from ..core import GTIError
 from .trie import SidTrie, children, find_nodes
 from ..model.extended import ExtendedModel
@@ -15,6 +16,7 @@ from ..model.extended import ExtendedModel
 # %% ../../nbs/12_decode/04_processor.ipynb #53d57e8e
 class SidLogitsProcessor(LogitsProcessor):
     "Lets `generate` write the codes of items only, all rows at once."
+
     def __init__(
         self,
         extended: ExtendedModel,  # whose tokens the codes are
@@ -35,9 +37,12 @@ class SidLogitsProcessor(LogitsProcessor):
         return allowed
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        written, levels = input_ids[:, self.prompt_tokens:], self.trie.levels
-        if input_ids.shape[1] < self.prompt_tokens: raise GTIError(f"prompt_tokens: got {self.prompt_tokens}, but there are {input_ids.shape[1]} tokens; give input_ids.shape[1]")
-        if written.shape[1] >= levels and self.end_id is None: raise GTIError(f"max_new_tokens: an item has {levels} codes and no end_id was given; generate with max_new_tokens={levels}")
-        if written.shape[1] >= levels: return torch.full_like(scores, float("-inf")).index_fill_(1, torch.tensor([self.end_id], device=scores.device), 0)
+        written, levels = input_ids[:, self.prompt_tokens :], self.trie.levels
+        if input_ids.shape[1] < self.prompt_tokens:
+            raise GTIError(f"prompt_tokens: got {self.prompt_tokens}, but there are {input_ids.shape[1]} tokens; give input_ids.shape[1]")
+        if written.shape[1] >= levels and self.end_id is None:
+            raise GTIError(f"max_new_tokens: an item has {levels} codes and no end_id was given; generate with max_new_tokens={levels}")
+        if written.shape[1] >= levels:
+            return torch.full_like(scores, float("-inf")).index_fill_(1, torch.tensor([self.end_id], device=scores.device), 0)
         self.trie = self.trie.to(scores.device)
         return scores.masked_fill(~self._allowed(written, scores.shape[1]), float("-inf"))

@@ -6,16 +6,20 @@
 __all__ = ['OBJECTIVES', 'check_finite', 'Reader', 'TreeReader', 'RowReader', 'choose_reader', 'reading']
 
 # %% ../../nbs/12_decode/01_readers.ipynb #1040139d
-import copy, warnings
+import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from weakref import WeakKeyDictionary
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
 from ..core import GTIError, check_choice
 from .trie import SidTrie
 from ..model.extended import ExtendedModel
@@ -23,11 +27,15 @@ from ..model.extended import ExtendedModel
 # %% ../../nbs/12_decode/01_readers.ipynb #8648571b
 OBJECTIVES = ["logprob", "level"]  # codes compared with the whole vocabulary, or with the codes of their level
 
+
 def _logsumexp(extended: ExtendedModel, hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
     "Over the logits of `rows` after every hidden state [n, d], block by block: fp32 [n]."
     width = max(256, (2**20 if hidden.device.type == "cpu" else 2**24) // len(hidden))  # 4 and 64 MB of fp32 logits
     biases = [None] * len(rows) if bias is None else bias.split(width)
-    return torch.stack([extended.soft_cap(F.linear(hidden, w, b)).float().logsumexp(-1) for w, b in zip(rows.split(width), biases)]).logsumexp(0)
+    return torch.stack(
+        [extended.soft_cap(F.linear(hidden, w, b)).float().logsumexp(-1) for w, b in zip(rows.split(width), biases)]
+    ).logsumexp(0)
+
 
 def _scores(extended: ExtendedModel, model: PreTrainedModel, hidden: Tensor, codes: slice, objective: str) -> Tensor:
     "Log-probabilities fp32 [..., K] of the codes of a level (a slice of the new tokens) from hidden states [..., d]."
@@ -35,17 +43,25 @@ def _scores(extended: ExtendedModel, model: PreTrainedModel, hidden: Tensor, cod
     wanted = slice(None) if objective == "logprob" else codes
     bias = None if head.new_bias is None else head.new_bias[wanted].to(hidden.dtype)
     new = extended.soft_cap(F.linear(flat, head.rows.new[wanted].to(hidden.dtype), bias)).float()
-    if objective == "logprob": logp = new[:, codes] - torch.logaddexp(_logsumexp(extended, flat, head.rows.pretrained, head.pretrained_bias), new.logsumexp(-1))[:, None]
-    else: logp = new.log_softmax(-1)
+    if objective == "logprob":
+        logp = (
+            new[:, codes]
+            - torch.logaddexp(_logsumexp(extended, flat, head.rows.pretrained, head.pretrained_bias), new.logsumexp(-1))[:, None]
+        )
+    else:
+        logp = new.log_softmax(-1)
     return logp.view(*hidden.shape[:-1], -1)
+
 
 def check_finite(scores: Tensor) -> None:
     "Refuse a model whose scores are no numbers."
-    if not torch.isfinite(scores).all(): raise GTIError("model: its logits hold NaN or Inf; the run that trained it diverged, lower its learning rate or decode in fp32")
+    if not torch.isfinite(scores).all():
+        raise GTIError("model: its logits hold NaN or Inf; the run that trained it diverged, lower its learning rate or decode in fp32")
+
 
 def _scores_of_logits(logits: Tensor, n_pretrained: int, codes: slice, objective: str) -> Tensor:
     "The same from all logits [..., V]."
-    level = logits[..., n_pretrained + codes.start:n_pretrained + codes.stop].float()
+    level = logits[..., n_pretrained + codes.start : n_pretrained + codes.stop].float()
     return level - (logits.float() if objective == "logprob" else level).logsumexp(-1, keepdim=True)
 
 # %% ../../nbs/12_decode/01_readers.ipynb #0e23b9a9
@@ -59,7 +75,8 @@ def _tree_mask(real: Tensor, path: Tensor, n_slots: int, dtype: torch.dtype) -> 
 # %% ../../nbs/12_decode/01_readers.ipynb #8544b03b
 def _shared_length(prompts: list[list[int]]) -> int:
     "How many first tokens all prompts have in common, leaving each at least one of its own."
-    if not prompts: return 0
+    if not prompts:
+        return 0
     first, last = min(prompts), max(prompts)
     same = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
     return min(same, min(map(len, prompts)) - 1)
@@ -67,41 +84,50 @@ def _shared_length(prompts: list[list[int]]) -> int:
 
 class Reader:
     "Reads prompts, then codes after them, and scores the codes of the next level; see `reading`."
+
     same_length = False  # whether all prompts of a batch must have the same number of tokens
     at_once = 256  # codes to feed per prompt at a time, where there is a choice
     half_bound = 0.03  # how far log-probabilities in half precision may be off, as a share of their size
 
     def __init__(self, extended: ExtendedModel, model: PreTrainedModel, trie: SidTrie, prompts: list[list[int]], objective: str):
         self.extended, self.model, self.prompts, self.objective = extended, model, prompts, objective
-        self.codes = [slice(start, start + size) for start, size in zip(trie.offsets, trie.level_sizes)]  # of each level, among the new tokens
+        self.codes = [
+            slice(start, start + size) for start, size in zip(trie.offsets, trie.level_sizes)
+        ]  # of each level, among the new tokens
 
     def batches(self, size: int) -> list[list[int]]:
         "Numbers of the prompts in batches, the longest first."
         order = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
         groups = [list(g) for _, g in groupby(order, key=lambda i: len(self.prompts[i]))] if self.same_length else [order]
-        return [group[start:start + size] for group in groups for start in range(0, len(group), size)]
+        return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 # %% ../../nbs/12_decode/01_readers.ipynb #7420fa5b
 class TreeReader(Reader):
     "Every prompt once in the cache, codes as positions after it that see their own ancestors only."
+
     def __init__(self, extended: ExtendedModel, model: PreTrainedModel, trie: SidTrie, prompts: list[list[int]], objective: str):
         super().__init__(extended, model, trie, prompts, objective)
         self.n_shared, self.shared = _shared_length(prompts), []
         if self.n_shared:
-            cache = model.base_model(input_ids=torch.tensor([prompts[0][:self.n_shared]], device=model.device), past_key_values=DynamicCache(), use_cache=True).past_key_values
+            cache = model.base_model(
+                input_ids=torch.tensor([prompts[0][: self.n_shared]], device=model.device), past_key_values=DynamicCache(), use_cache=True
+            ).past_key_values
             self.shared = [(layer.keys, layer.values) for layer in cache.layers]  # [1, heads, tokens, d_head] each
 
     def read_prompts(self, rows: list[int]) -> Tensor:
         "Scores [B, 1, K_0] of the first codes after the prompts of a batch."
-        prompts, device, self.cache = [self.prompts[i][self.n_shared:] for i in rows], self.model.device, DynamicCache()
-        for layer, states in enumerate(self.shared): self.cache.update(*(x.expand(len(rows), -1, -1, -1) for x in states), layer)
+        prompts, device, self.cache = [self.prompts[i][self.n_shared :] for i in rows], self.model.device, DynamicCache()
+        for layer, states in enumerate(self.shared):
+            self.cache.update(*(x.expand(len(rows), -1, -1, -1) for x in states), layer)
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
         own = torch.arange(width, device=device) >= width - torch.tensor([len(p) for p in prompts], device=device)[:, None]
         self.real = torch.cat([own.new_ones(len(rows), self.n_shared), own], 1)  # which cached positions are no padding [B, T]
         self.path = torch.zeros(len(rows), 1, 0, dtype=torch.long, device=device)  # slots each beam descends from [B, W, depth]
         mask, position = None if bool(own.all()) else self.real.long(), (self.real.cumsum(1) - 1).clamp(min=0)[:, -width:]
-        hidden = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=self.cache, use_cache=True).last_hidden_state
+        hidden = self.model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=self.cache, use_cache=True
+        ).last_hidden_state
         return _scores(self.extended, self.model, hidden[:, -1:], self.codes[0], self.objective)
 
 # %% ../../nbs/12_decode/01_readers.ipynb #5be1cc98
@@ -114,13 +140,17 @@ def read_codes(self: TreeReader, level: int, ids: Tensor, parents: Tensor) -> Te
     self.path = torch.cat([above, slots.expand_as(ids)[..., None]], -1)
     mask = _tree_mask(self.real, self.path, fed + ids.shape[1], self.model.dtype)
     position = (self.real.sum(1, keepdim=True) + level - 1).expand_as(ids)
-    hidden = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=self.cache, use_cache=True).last_hidden_state
+    hidden = self.model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=self.cache, use_cache=True
+    ).last_hidden_state
     return _scores(self.extended, self.model, hidden, self.codes[level], self.objective)
+
 
 @patch
 def mark(self: TreeReader) -> tuple:
     "A point to come back to."
     return self.path, self.cache.get_seq_length()
+
 
 @patch
 def back(self: TreeReader, mark: tuple) -> None:
@@ -131,6 +161,7 @@ def back(self: TreeReader, mark: tuple) -> None:
 # %% ../../nbs/12_decode/01_readers.ipynb #85f00e26
 class RowReader(Reader):
     "Every beam a row with its own cache, prompts of equal length together; the model's own masks, positions and logits."
+
     same_length, at_once, half_bound = True, 16, 0.3
 
     def _read(self, level: int, ids: Tensor) -> Tensor:
@@ -161,7 +192,8 @@ class RowReader(Reader):
 def _made_up(extended: ExtendedModel, trie: SidTrie, length: int) -> tuple[list[list[int]], Tensor]:
     "Two prompts of random words, and the token ids of the first and the last item [2, L]; `length` tokens at most."
     words = torch.randint(extended.n_pretrained, (max(1, length - trie.levels + 1),), generator=torch.Generator().manual_seed(0)).tolist()
-    return [words, words[:(len(words) + 1) // 2]], extended.n_pretrained + trie.leaves[[0, -1]].long() + torch.tensor(trie.offsets)
+    return [words, words[: (len(words) + 1) // 2]], extended.n_pretrained + trie.leaves[[0, -1]].long() + torch.tensor(trie.offsets)
+
 
 def _read_apart(reader: Reader, codes: Tensor) -> list[list[Tensor]]:
     "Per prompt and level the scores [2, K] that a reader gives, with two beams that swap places at every level."
@@ -170,15 +202,22 @@ def _read_apart(reader: Reader, codes: Tensor) -> list[list[Tensor]]:
         levels = [reader.read_prompts(rows).expand(-1, 2, -1)]
         for level in range(1, codes.shape[1]):
             order, parents = [level % 2, 1 - level % 2], torch.tensor([1, 0] if level > 1 else [0, 0], device=device)
-            levels.append(reader.read_codes(level, codes[order, level - 1].expand(len(rows), -1).to(device), parents.expand(len(rows), -1))[:, order])
-        for b, row in enumerate(rows): found[row] = [scores[b] for scores in levels]
+            levels.append(
+                reader.read_codes(level, codes[order, level - 1].expand(len(rows), -1).to(device), parents.expand(len(rows), -1))[:, order]
+            )
+        for b, row in enumerate(rows):
+            found[row] = [scores[b] for scores in levels]
     return [found[row] for row in sorted(found)]
+
 
 def _read_whole(reader: Reader, codes: Tensor) -> list[list[Tensor]]:
     "The same from prompt and codes read in one go."
     whole = [torch.tensor([prompt + c[:-1] for c in codes.tolist()], device=reader.model.device) for prompt in reader.prompts]
     logits = [reader.model(input_ids=ids, logits_to_keep=codes.shape[1]).logits for ids in whole]
-    return [[_scores_of_logits(z[:, level], reader.extended.n_pretrained, reader.codes[level], "logprob") for level in range(codes.shape[1])] for z in logits]
+    return [
+        [_scores_of_logits(z[:, level], reader.extended.n_pretrained, reader.codes[level], "logprob") for level in range(codes.shape[1])]
+        for z in logits
+    ]
 
 # %% ../../nbs/12_decode/01_readers.ipynb #61db5a39
 @torch.no_grad()
@@ -187,16 +226,21 @@ def _agrees(kind: type[Reader], extended: ExtendedModel, model: PreTrainedModel,
     prompts, codes = _made_up(extended, trie, length)
     truth = _read_whole(Reader(extended, model, trie, prompts, "logprob"), codes)
     for levels in truth:
-        for true in levels: check_finite(true)
-    try: found = _read_apart(kind(extended, model, trie, prompts, "logprob"), codes)
-    except torch.OutOfMemoryError: raise
-    except Exception: return False  # whatever a model says to a mask or a cache it does not know
+        for true in levels:
+            check_finite(true)
+    try:
+        found = _read_apart(kind(extended, model, trie, prompts, "logprob"), codes)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False  # whatever a model says to a mask or a cache it does not know
     bound = 3e-4 if model.dtype == torch.float32 else kind.half_bound
     off = lambda scores, true: (scores - true).square().mean().sqrt() / true.square().mean().sqrt().clamp(min=1)
     return all(bool(off(scores, true) < bound) for a, b in zip(found, truth) for scores, true in zip(a, b))
 
 # %% ../../nbs/12_decode/01_readers.ipynb #ebec23ff
 _ASKED: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(reader, kernel, precision): (whether it agrees, up to which length)}
+
 
 def _window(model: PreTrainedModel) -> float:
     "Positions that every layer can look back on."
@@ -205,35 +249,56 @@ def _window(model: PreTrainedModel) -> float:
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")] if windowed else []
     return min([size for size in sizes if size], default=float("inf"))
 
+
 def choose_reader(extended: ExtendedModel, model: PreTrainedModel, trie: SidTrie, length: int) -> type[Reader]:
     "The fastest reader that is exact for sequences of `length` tokens."
     asked = _ASKED.setdefault(extended.model, {})
     for kind in (TreeReader, RowReader):
-        if kind is TreeReader and length > _window(model): continue
+        if kind is TreeReader and length > _window(model):
+            continue
         key = kind, getattr(model.config, "_attn_implementation", None), model.dtype
         agrees, up_to = asked.get(key, (True, 0))
-        if agrees and length > up_to: agrees, _ = asked[key] = _agrees(kind, extended, model, trie, length), length
-        if not agrees: continue
-        if kind is RowReader: warnings.warn(f"{type(model).__name__}: tree attention is not exact for it at {length} tokens, so every beam carries a cache of its own: the same lists, in more time and memory")
+        if agrees and length > up_to:
+            agrees, _ = asked[key] = _agrees(kind, extended, model, trie, length), length
+        if not agrees:
+            continue
+        if kind is RowReader:
+            warnings.warn(
+                f"{type(model).__name__}: tree attention is not exact for it at {length} tokens, so every beam carries a cache of its own: the same lists, in more time and memory"
+            )
         return kind
-    raise GTIError(f"model: {type(model).__name__} keeps no cache that beams could share or reorder; decode it with `generate` and `SidLogitsProcessor`")
+    raise GTIError(
+        f"model: {type(model).__name__} keeps no cache that beams could share or reorder; decode it with `generate` and `SidLogitsProcessor`"
+    )
 
 # %% ../../nbs/12_decode/01_readers.ipynb #c8942d27
 def _check(extended: ExtendedModel, prompts: list[list[int]], trie: SidTrie, batch_size: int, objective: str) -> int:
     "Refuse what cannot be read; the number of tokens that the longest prompt needs with its codes."
     n_tokens, longest = extended.n_pretrained + extended.n_new, max(map(len, prompts), default=1) + trie.levels - 1
     check_choice("objective", objective, OBJECTIVES)
-    if batch_size < 1: raise GTIError(f"batch_size: got {batch_size}, allowed: 1 and up")
+    if batch_size < 1:
+        raise GTIError(f"batch_size: got {batch_size}, allowed: 1 and up")
     for i, p in enumerate(prompts):
-        if not len(p): raise GTIError(f"prompts[{i}]: empty; expected at least one token id, e.g. the beginning-of-text token")
-        if min(p) < 0 or max(p) >= n_tokens: raise GTIError(f"prompts[{i}]: token ids {min(p)}..{max(p)}, allowed: 0..{n_tokens - 1}")
-    if extended.sids is not None and trie.level_sizes != list(extended.sids.level_sizes): raise GTIError(f"trie: its levels have {trie.level_sizes} codes, the model's {list(extended.sids.level_sizes)}; build the trie from extended.sids")
-    if sum(trie.level_sizes) != extended.n_new: raise GTIError(f"trie: its catalogue has {sum(trie.level_sizes)} codes, the model {extended.n_new} new tokens; build the trie from extended.sids")
+        if not len(p):
+            raise GTIError(f"prompts[{i}]: empty; expected at least one token id, e.g. the beginning-of-text token")
+        if min(p) < 0 or max(p) >= n_tokens:
+            raise GTIError(f"prompts[{i}]: token ids {min(p)}..{max(p)}, allowed: 0..{n_tokens - 1}")
+    if extended.sids is not None and trie.level_sizes != list(extended.sids.level_sizes):
+        raise GTIError(
+            f"trie: its levels have {trie.level_sizes} codes, the model's {list(extended.sids.level_sizes)}; build the trie from extended.sids"
+        )
+    if sum(trie.level_sizes) != extended.n_new:
+        raise GTIError(
+            f"trie: its catalogue has {sum(trie.level_sizes)} codes, the model {extended.n_new} new tokens; build the trie from extended.sids"
+        )
     limit = getattr(extended.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and longest > limit: raise GTIError(f"prompts: the longest needs {longest} positions with its codes, the model has {limit}; shorten the history")
+    if limit and longest > limit:
+        raise GTIError(f"prompts: the longest needs {longest} positions with its codes, the model has {limit}; shorten the history")
     kernel = getattr(extended.model.config, "_attn_implementation", None)
-    if kernel not in (None, "eager", *ALL_ATTENTION_FUNCTIONS): raise GTIError(f"attn_implementation: got {kernel!r}, allowed: 'eager', 'sdpa' and what transformers has registered")
+    if kernel not in (None, "eager", *ALL_ATTENTION_FUNCTIONS):
+        raise GTIError(f"attn_implementation: got {kernel!r}, allowed: 'eager', 'sdpa' and what transformers has registered")
     return longest
+
 
 @contextmanager
 def reading(
@@ -249,5 +314,7 @@ def reading(
     model = extended.compute_model(dtype)
     training = model.training
     model.eval()
-    try: yield choose_reader(extended, model, trie, length)(extended, model, trie, prompts, objective)
-    finally: model.train(training)
+    try:
+        yield choose_reader(extended, model, trie, length)(extended, model, trie, prompts, objective)
+    finally:
+        model.train(training)

@@ -7,25 +7,32 @@ __all__ = ['score_all', 'rank_all', 'beam_agreement']
 
 # %% ../../nbs/12_decode/03_scores.ipynb #54627596
 from numbers import Integral
+
 import pandas as pd
 import torch
 from torch import Tensor
-from ..core import GTIError, progress as progress_bar
+
+from ..core import GTIError
+from ..core import progress as progress_bar
 from .beam import Beams, check_search
-from .readers import check_finite, Reader, reading
+from .readers import Reader, check_finite, reading
 from .trie import SidTrie
-from ..sid.codes import slices
 from ..model.extended import ExtendedModel
+from ..sid.codes import slices
 
 # %% ../../nbs/12_decode/03_scores.ipynb #f496852d
-def _score_below(reader: Reader, trie: SidTrie, n_pretrained: int, level: int, nodes: slice, scores: Tensor, logp: Tensor, out: Tensor) -> None:
+def _score_below(
+    reader: Reader, trie: SidTrie, n_pretrained: int, level: int, nodes: slice, scores: Tensor, logp: Tensor, out: Tensor
+) -> None:
     "Fill `out` [B, n_leaves] below consecutive `nodes` of `level - 1`, given their scores [B, n] and the scores of the next codes [B, n, K]."
     check_finite(logp)
-    first = trie.first[level][nodes.start:nodes.stop + 1].long()
+    first = trie.first[level][nodes.start : nodes.stop + 1].long()
     begin, parents = int(first[0]), torch.repeat_interleave(torch.arange(len(first) - 1, device=first.device), first.diff())
-    codes = trie.codes[level][begin:begin + len(parents)].long()
+    codes = trie.codes[level][begin : begin + len(parents)].long()
     totals = scores[:, parents] + logp[:, parents, codes]
-    if level == trie.levels - 1: out[:, begin:begin + len(parents)] = totals; return
+    if level == trie.levels - 1:
+        out[:, begin : begin + len(parents)] = totals
+        return
     mark = reader.mark()
     for part in slices(len(parents), reader.at_once):
         ids = (n_pretrained + trie.offsets[level] + codes[part]).expand(len(scores), -1)
@@ -63,9 +70,12 @@ def rank_all(
     exclude: list | None = None,  # per prompt the item rows that must not be returned
 ) -> Beams:
     "The best items by exact scores; ties in the order of codes, then of item numbers."
-    if scores.shape[1] != trie.n_items: raise GTIError(f"scores: got {scores.shape[1]} columns for {trie.n_items} items; give the trie that score_all was given")
-    if not isinstance(width, Integral) or width < 1: raise GTIError(f"width: got {width!r}, allowed: whole numbers from 1 on")
-    if scores.isnan().any(): raise GTIError(f"scores: NaN in row {int(scores.isnan().any(1).int().argmax())}; the model that made them diverged")
+    if scores.shape[1] != trie.n_items:
+        raise GTIError(f"scores: got {scores.shape[1]} columns for {trie.n_items} items; give the trie that score_all was given")
+    if not isinstance(width, Integral) or width < 1:
+        raise GTIError(f"width: got {width!r}, allowed: whole numbers from 1 on")
+    if scores.isnan().any():
+        raise GTIError(f"scores: NaN in row {int(scores.isnan().any(1).int().argmax())}; the model that made them diverged")
     gone, found = check_search(exclude, len(scores), trie.n_items), Beams.empty(len(scores), width, trie.levels)
     leaves = scores[:, trie.leaf_items[trie.first_item[:-1]].long()]
     for row, values in enumerate(leaves):
@@ -82,13 +92,19 @@ def beam_agreement(
 ) -> pd.DataFrame:  # a row per k: overlap, same_place, same_list, each from 0 to 1
     "How well a beam search finds the exact ranking, averaged over users."
     widths = found.items.shape[1], exact.items.shape[1]
-    if not ks or not 1 <= min(ks) <= max(ks) <= min(widths): raise GTIError(f"ks: got {tuple(ks)}, allowed: 1 to {min(widths)}, the shorter of the lists ({widths[0]} found, {widths[1]} exact)")
-    if len(found.items) != len(exact.items): raise GTIError(f"found: lists of {len(found.items)} users, exact: of {len(exact.items)}; give both for the same prompts")
+    if not ks or not 1 <= min(ks) <= max(ks) <= min(widths):
+        raise GTIError(f"ks: got {tuple(ks)}, allowed: 1 to {min(widths)}, the shorter of the lists ({widths[0]} found, {widths[1]} exact)")
+    if len(found.items) != len(exact.items):
+        raise GTIError(f"found: lists of {len(found.items)} users, exact: of {len(exact.items)}; give both for the same prompts")
     rows = []
     for k in ks:
         a, b = found.items[:, :k], exact.items[:, :k]
         n, nothing = (b >= 0).sum(1), (b < 0).all(1)
-        share = lambda same: torch.where(nothing, (a < 0).all(1).float(), same / n.clamp(min=1)).mean().item()  # where nothing is left to list, an empty list is right
+        share = lambda same: (
+            torch.where(nothing, (a < 0).all(1).float(), same / n.clamp(min=1)).mean().item()
+        )  # where nothing is left to list, an empty list is right
         both = ((a[:, :, None] == b[:, None]) & (b[:, None] >= 0)).sum((1, 2))
-        rows.append(dict(k=k, overlap=share(both), same_place=share(((a == b) & (b >= 0)).sum(1)), same_list=(a == b).all(1).float().mean().item()))
+        rows.append(
+            dict(k=k, overlap=share(both), same_place=share(((a == b) & (b >= 0)).sum(1)), same_list=(a == b).all(1).float().mean().item())
+        )
     return pd.DataFrame(rows).set_index("k")

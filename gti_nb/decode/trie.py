@@ -7,15 +7,18 @@ __all__ = ['SidTrie', 'children', 'find_nodes', 'allowed_codes', 'items_of_leave
 
 # %% ../../nbs/12_decode/00_trie.ipynb #bd328793
 import copy
+
 import torch
-from torch import Tensor
 from fastcore.basics import patch
+from torch import Tensor
+
 from ..core import GTIError
 from ..sid.codes import SemanticIds
 
 # %% ../../nbs/12_decode/00_trie.ipynb #15f0777c
 class SidTrie:
     "The distinct codes of a catalogue, level by level; leaves know their items."
+
     def __init__(
         self,
         sids: SemanticIds,  # codes [n_items, L]; items with equal codes share a leaf
@@ -34,22 +37,30 @@ class SidTrie:
             n_above = len(children)
         self.leaves = torch.empty(n_above, self.levels, dtype=torch.int32).index_copy_(0, node, codes.int())  # [n_leaves, L], sorted
         self.leaf_of = node.int()  # leaf of each item [n_items]
-        self.leaf_items, self.first_item = torch.argsort(node, stable=True).int(), _starts(node, n_above)  # items of leaf i: leaf_items[first_item[i]:first_item[i+1]]
+        self.leaf_items, self.first_item = (
+            torch.argsort(node, stable=True).int(),
+            _starts(node, n_above),
+        )  # items of leaf i: leaf_items[first_item[i]:first_item[i+1]]
 
-    def __repr__(self) -> str: return f"SidTrie({self.n_items} items, {len(self.leaves)} leaves, nodes by level {[len(c) for c in self.codes]})"
+    def __repr__(self) -> str:
+        return f"SidTrie({self.n_items} items, {len(self.leaves)} leaves, nodes by level {[len(c) for c in self.codes]})"
 
 
 def _starts(groups: Tensor, n_groups: int) -> Tensor:
     "Where each group starts in the sorted order, and the end: group numbers [n] to int32 [n_groups + 1]."
     return torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(groups, minlength=n_groups).cumsum(0)]).int()
 
+
 def _check_codes(codes: Tensor, level_sizes: list[int]) -> None:
     "Refuse a catalogue that is no table of codes."
-    if codes.ndim != 2 or not codes.numel(): raise GTIError(f"sids: got codes of shape {tuple(codes.shape)}, expected [n_items, L] with at least one item and one level")
-    if len(level_sizes) != codes.shape[1]: raise GTIError(f"sids: got {len(level_sizes)} level sizes for {codes.shape[1]} levels of codes")
+    if codes.ndim != 2 or not codes.numel():
+        raise GTIError(f"sids: got codes of shape {tuple(codes.shape)}, expected [n_items, L] with at least one item and one level")
+    if len(level_sizes) != codes.shape[1]:
+        raise GTIError(f"sids: got {len(level_sizes)} level sizes for {codes.shape[1]} levels of codes")
     for level, (column, size) in enumerate(zip(codes.T, level_sizes)):
         bad = int(column.min()) if column.min() < 0 else int(column.max())
-        if not 0 <= bad < size: raise GTIError(f"sids: got the code {bad} at level {level}, allowed: 0 to {size - 1}; every item needs a code at every level")
+        if not 0 <= bad < size:
+            raise GTIError(f"sids: got the code {bad} at level {level}, allowed: 0 to {size - 1}; every item needs a code at every level")
 
 # %% ../../nbs/12_decode/00_trie.ipynb #7347b1b7
 @patch(as_prop=True)
@@ -57,13 +68,15 @@ def nbytes(self: SidTrie) -> int:
     "Bytes in all tables."
     return sum(t.nbytes for t in (*self.codes, *self.first, self.leaves, self.leaf_of, self.leaf_items, self.first_item))
 
+
 @patch
 def to(
     self: SidTrie,
     device: torch.device,  # where the search runs
 ) -> SidTrie:  # itself if it is there already
     "The tree with the tables that the search reads, `codes` and `first`, on `device`."
-    if self.codes[0].device == device: return self
+    if self.codes[0].device == device:
+        return self
     there = copy.copy(self)
     there.codes, there.first = [t.to(device) for t in self.codes], [t.to(device) for t in self.first]
     return there
@@ -73,7 +86,9 @@ def children(
     trie: SidTrie,
     level: int,  # of the children: 0 .. L-1
     nodes: Tensor,  # node numbers at `level - 1` [...]; zeros (the root) for level 0
-) -> tuple[Tensor, Tensor]:  # node numbers at `level` [..., C], ascending, and which of them are there [..., C]; C: the most children any of `nodes` has
+) -> tuple[
+    Tensor, Tensor
+]:  # node numbers at `level` [..., C], ascending, and which of them are there [..., C]; C: the most children any of `nodes` has
     "All children of many nodes; places past a node's last child hold a valid number, masked out."
     start, end = trie.first[level][nodes].long(), trie.first[level][nodes + 1].long()
     child = start[..., None] + torch.arange(int((end - start).max()), device=nodes.device)
@@ -93,19 +108,22 @@ def find_nodes(
         nodes = torch.where(fits.any(-1), child.gather(-1, place)[..., 0], -1)
     return nodes
 
+
 def allowed_codes(
     trie: SidTrie,
     prefix: tuple[int, ...] = (),  # codes of the first levels
 ) -> list[int]:  # codes that may follow, ascending; empty for a complete SID and for one that no item starts with
     "The codes of the next level that some item has after `prefix`, as `generate(prefix_allowed_tokens_fn=...)` asks for them."
     node = 0
-    for level, code in enumerate(prefix[:trie.levels]):
-        start, end = trie.first[level][node:node + 2].tolist()
+    for level, code in enumerate(prefix[: trie.levels]):
+        start, end = trie.first[level][node : node + 2].tolist()
         place = int(torch.searchsorted(trie.codes[level][start:end], code))
-        if place == end - start or trie.codes[level][start + place] != code: return []
+        if place == end - start or trie.codes[level][start + place] != code:
+            return []
         node = start + place
-    if len(prefix) >= trie.levels: return []
-    start, end = trie.first[len(prefix)][node:node + 2].tolist()
+    if len(prefix) >= trie.levels:
+        return []
+    start, end = trie.first[len(prefix)][node : node + 2].tolist()
     return trie.codes[len(prefix)][start:end].tolist()
 
 # %% ../../nbs/12_decode/00_trie.ipynb #536e9898
@@ -138,12 +156,14 @@ def closed_nodes(
         node = torch.searchsorted(starts, node.int(), right=True) - 1  # the parents
     return levels
 
+
 def is_closed(
     closed: Tensor,  # of one level, from `closed_nodes`
     n_nodes: int,  # of the level
     nodes: Tensor,  # node numbers of every prompt [B, ...]
 ) -> Tensor:  # bool [B, ...]
     "Whether each node leads to left-out items only."
-    if not len(closed): return torch.zeros_like(nodes, dtype=torch.bool)
+    if not len(closed):
+        return torch.zeros_like(nodes, dtype=torch.bool)
     keys = nodes + n_nodes * torch.arange(len(nodes), device=nodes.device).view(-1, *[1] * (nodes.ndim - 1))
     return closed[torch.searchsorted(closed, keys).clamp(max=len(closed) - 1)] == keys

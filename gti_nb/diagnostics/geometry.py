@@ -28,7 +28,8 @@ def cosine_matrix(
     "Cosine of every row with every other, uncentred."
     a = _directions(check_rows(rows))
     b = a if others is None else _directions(check_rows(others, "others"))
-    if a.shape[1] != b.shape[1]: raise GTIError(f"others: got rows of length {b.shape[1]}, expected {a.shape[1]} as in rows")
+    if a.shape[1] != b.shape[1]:
+        raise GTIError(f"others: got rows of length {b.shape[1]}, expected {a.shape[1]} as in rows")
     return np.clip(a @ b.T, -1, 1)
 
 # %% ../../nbs/02_diagnostics/01_geometry.ipynb #0df62b0a
@@ -56,7 +57,7 @@ def median_spread(
 ) -> float:  # in the units of the embedding
     "Median distance of the rows from their mean."
     mean = rows.mean(axis=0, dtype=np.float64)
-    parts = (np.linalg.norm(rows[i:i + block] - mean, axis=1) for i in range(0, len(rows), block))
+    parts = (np.linalg.norm(rows[i : i + block] - mean, axis=1) for i in range(0, len(rows), block))
     return float(np.median(np.concatenate(list(parts))))
 
 
@@ -71,6 +72,7 @@ def spread_ratio(
 # %% ../../nbs/02_diagnostics/01_geometry.ipynb #7a74c2dc
 class RSA(NamedTuple):
     "Agreement of two similarity structures over the same codes."
+
     pearson: float  # NaN when undefined
     spearman: float  # NaN when undefined
     p_value: float  # two-sided, of the Pearson r, by relabelling codes; NaN when not asked for
@@ -87,11 +89,14 @@ def rsa(
 ) -> RSA:
     "Correlation of the upper triangles of the two cosine matrices, uncentred (Kriegeskorte 2008; the paper's Fig. 7b)."
     a, b = check_rows(codebook, "codebook"), check_rows(rows)
-    if len(a) != len(b): raise GTIError(f"rows: got {len(b)} rows for {len(a)} codebook vectors, expected one each")
+    if len(a) != len(b):
+        raise GTIError(f"rows: got {len(b)} rows for {len(a)} codebook vectors, expected one each")
     rng = np.random.default_rng(seed)
     keep = np.flatnonzero(a.any(axis=1) & b.any(axis=1))
-    if len(keep) > max_codes: keep = np.sort(rng.choice(keep, max_codes, replace=False))
-    if len(keep) < 3: return _undefined(len(keep), f"only {len(keep)} codes with a vector on both sides, at least 3 are needed")
+    if len(keep) > max_codes:
+        keep = np.sort(rng.choice(keep, max_codes, replace=False))
+    if len(keep) < 3:
+        return _undefined(len(keep), f"only {len(keep)} codes with a vector on both sides, at least 3 are needed")
     a, b = cosine_matrix(a[keep]), cosine_matrix(b[keep])
     upper = np.triu_indices(len(keep), 1)
     for name, cosines in {"codebook vectors": a, "rows": b}.items():
@@ -102,17 +107,21 @@ def rsa(
     return RSA(pearson, spearman, _permutation_p(a, b, upper, pearson, permutations, rng), len(keep), "")
 
 
-def _undefined(codes, reason): return RSA(*[float("nan")] * 3, codes, reason)
+def _undefined(codes, reason):
+    return RSA(*[float("nan")] * 3, codes, reason)
 
 
-def _correlation(x, y): return float(np.corrcoef(x, y)[0, 1])
+def _correlation(x, y):
+    return float(np.corrcoef(x, y)[0, 1])
 
 # %% ../../nbs/02_diagnostics/01_geometry.ipynb #a621424f
 def _permutation_p(a, b, upper, observed, permutations, rng):
     "Share of relabellings (the observed one included) with a correlation at least as large in size."
-    if not permutations: return float("nan")
+    if not permutations:
+        return float("nan")
     a, b = ((x - x[upper].mean()) / x[upper].std() for x in (a, b))
-    for x in (a, b): np.fill_diagonal(x, 0)
+    for x in (a, b):
+        np.fill_diagonal(x, 0)
     labels = (rng.permutation(len(a)) for _ in range(permutations))
     found = [np.vdot(a, b[np.ix_(p, p)]) / (2 * len(upper[0])) for p in labels]
     return float((1 + sum(abs(r) >= abs(observed) - 1e-12 for r in found)) / (1 + permutations))
@@ -125,13 +134,14 @@ def nearest_rows(
     block: int = 256,  # rows compared at a time
 ) -> tuple[np.ndarray, np.ndarray]:  # reference row numbers [n, k] and cosines [n, k], best first
     "The k reference rows with the largest cosine (float32); a zero row is near nothing, with cosine NaN."
-    if not 1 <= k <= len(reference): raise GTIError(f"k: got {k}, allowed: 1 to {len(reference)}, the number of reference rows")
+    if not 1 <= k <= len(reference):
+        raise GTIError(f"k: got {k}, allowed: 1 to {len(reference)}, the number of reference rows")
     x = _directions(check_rows(rows)).astype(np.float32)
     reference = np.asarray(reference, dtype=np.float32)
     unit = np.nan_to_num(_directions(reference), nan=0.0)
     found, cosines = [], []
     for start in range(0, len(x), block):
-        c = x[start:start + block] @ unit.T
+        c = x[start : start + block] @ unit.T
         top = np.sort(np.argpartition(-c, k - 1, axis=1)[:, :k], axis=1)
         values = np.take_along_axis(c, top, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
@@ -142,6 +152,7 @@ def nearest_rows(
 # %% ../../nbs/02_diagnostics/01_geometry.ipynb #79bbcfc9
 class Drift(NamedTuple):
     "How a set of rows moved during a stage."
+
     distance: float  # median length of the moves, over the median length of the rows before
     cosine: float  # median cosine between a row before and after
     common_share: float  # share of the squared movement that is one shift of all rows; NaN when nothing moved
@@ -153,7 +164,8 @@ def drift(
 ) -> Drift:
     "Relative distance, turn and common part of the movement of the rows."
     a, b = check_rows(before, "before"), check_rows(after, "after")
-    if a.shape != b.shape: raise GTIError(f"after: got shape {b.shape}, expected {a.shape} as before")
+    if a.shape != b.shape:
+        raise GTIError(f"after: got shape {b.shape}, expected {a.shape} as before")
     length = np.median(np.linalg.norm(a, axis=1))
     distance = np.median(np.linalg.norm(b - a, axis=1)) / length if length else float("nan")
     return Drift(float(distance), float(np.median((_directions(a) * _directions(b)).sum(axis=1))), mean_share(b - a))

@@ -23,8 +23,9 @@ def check_rows(
     x = x.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
-        raise GTIError(f"{name}: {len(bad)} of {len(x)} rows hold NaN or Inf, the first is row {bad[0]}; "
-                       "load the rows of an earlier checkpoint")
+        raise GTIError(
+            f"{name}: {len(bad)} of {len(x)} rows hold NaN or Inf, the first is row {bad[0]}; load the rows of an earlier checkpoint"
+        )
     return x
 
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #7ced807b
@@ -35,8 +36,10 @@ def singular_spectrum(
     "Singular values of the rows; a spectrum below 1e-10 of the rows' norm is rounding and becomes zeros."
     x = check_rows(rows)
     norm = np.linalg.norm(x)
-    if centre: x = x - x.mean(axis=0)
-    if np.linalg.norm(x) <= 1e-10 * norm: return np.zeros(min(x.shape))
+    if centre:
+        x = x - x.mean(axis=0)
+    if np.linalg.norm(x) <= 1e-10 * norm:
+        return np.zeros(min(x.shape))
     return np.linalg.svd(x, compute_uv=False)
 
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #7cedeb8d
@@ -45,7 +48,8 @@ def entropy_rank(
 ) -> float:  # between 1 and their number; NaN when all are zero
     "Exponential of the entropy of the normalized singular values (Roy & Vetterli 2007)."
     s = np.asarray(spectrum, dtype=np.float64)
-    if not s.any(): return float("nan")
+    if not s.any():
+        return float("nan")
     p = s[s > 0] / s.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
 
@@ -74,10 +78,12 @@ def participation_ratio(
     return _participation(singular_spectrum(rows, centre))
 
 
-def _stable(s): return float((s**2).sum() / s.max() ** 2) if s.any() else float("nan")
+def _stable(s):
+    return float((s**2).sum() / s.max() ** 2) if s.any() else float("nan")
 
 
-def _participation(s): return float((s**2).sum() ** 2 / (s**4).sum()) if s.any() else float("nan")
+def _participation(s):
+    return float((s**2).sum() ** 2 / (s**4).sum()) if s.any() else float("nan")
 
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #6a89caff
 def spectral_summary(
@@ -88,6 +94,9 @@ def spectral_summary(
     for suffix in ("", "_centred"):
         s = singular_spectrum(rows, centre=bool(suffix))
         spectra[f"spectrum{suffix}"] = s
-        numbers |= {f"effective_rank{suffix}": entropy_rank(s), f"stable_rank{suffix}": _stable(s),
-                    f"participation_ratio{suffix}": _participation(s)}
+        numbers |= {
+            f"effective_rank{suffix}": entropy_rank(s),
+            f"stable_rank{suffix}": _stable(s),
+            f"participation_ratio{suffix}": _participation(s),
+        }
     return numbers, spectra

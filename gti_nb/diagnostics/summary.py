@@ -22,6 +22,7 @@ from .spectral import check_rows, spectral_summary
 @dataclass
 class Diagnostics:
     "Measures of one set of new rows, with their references."
+
     numbers: dict[str, float]  # `effective_rank`, `effective_rank_pretrained`, `effective_rank_random`, `rsa_pearson_level1`, ...
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # `spectrum`, `cosine_sample`, `cosine_new`, ...
     reasons: dict[str, str] = field(default_factory=dict)  # why a number is NaN, by its name
@@ -37,16 +38,20 @@ def _measures(x, reference_spread):
     "Numbers and spectra that need only the rows."
     numbers, spectra = spectral_summary(x)
     spread = median_spread(x)
-    numbers |= {"mean_cosine": mean_cosine(x), "mean_share": mean_share(x),
-                "spread_ratio": spread / reference_spread if reference_spread > 0 else float("nan"),
-                "median_norm": float(np.median(np.linalg.norm(x, axis=1)))}
+    numbers |= {
+        "mean_cosine": mean_cosine(x),
+        "mean_share": mean_share(x),
+        "spread_ratio": spread / reference_spread if reference_spread > 0 else float("nan"),
+        "median_norm": float(np.median(np.linalg.norm(x, axis=1))),
+    }
     return numbers, spectra
 
 # %% ../../nbs/02_diagnostics/02_summary.ipynb #e3b5688d
 def _why(x, old, name):
     "The reason for a NaN among the measures."
     y = old if name.endswith("_pretrained") else x
-    if len(y) == 1: return "a single row has no pairs and no spread"
+    if len(y) == 1:
+        return "a single row has no pairs and no spread"
     return "the rows are all the same" if np.ptp(y, axis=0).max() <= 1e-9 * np.abs(y).max() else "a row is zero and has no direction"
 
 # %% ../../nbs/02_diagnostics/02_summary.ipynb #64656bcc
@@ -54,12 +59,14 @@ def _rsa_by_level(x, sids, seed):
     "RSA numbers for every level with codebook vectors, and the reasons for undefined ones."
     numbers, reasons, start = {}, {}, 0
     for level, codebook in enumerate(map(_numpy, sids.codebooks), 1):
-        rows, start = x[start:start + len(codebook)], start + len(codebook)
-        if not codebook.shape[1]: continue
+        rows, start = x[start : start + len(codebook)], start + len(codebook)
+        if not codebook.shape[1]:
+            continue
         r = rsa(codebook, rows, permutations=199, seed=seed)
         found = {f"rsa_pearson_level{level}": r.pearson, f"rsa_spearman_level{level}": r.spearman, f"rsa_p_level{level}": r.p_value}
         numbers |= found
-        if r.reason: reasons |= dict.fromkeys(found, r.reason)
+        if r.reason:
+            reasons |= dict.fromkeys(found, r.reason)
     return numbers, reasons
 
 
@@ -72,9 +79,12 @@ def _cosine_arrays(x, old, rng, sample=50, most=1024):
     "Cosine matrices of a sample of old and new rows, and of all new rows in order."
     new = np.sort(rng.choice(len(x), min(sample, len(x)), replace=False))
     shown = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).round().astype(np.int64))
-    return {"cosine_sample": cosine_matrix(np.vstack([old[:sample], x[new]])).astype(np.float32),
-            "cosine_sample_index": new,  # the new rows in the sample
-            "cosine_new": cosine_matrix(x[shown]).astype(np.float32), "cosine_new_index": shown}
+    return {
+        "cosine_sample": cosine_matrix(np.vstack([old[:sample], x[new]])).astype(np.float32),
+        "cosine_sample_index": new,  # the new rows in the sample
+        "cosine_new": cosine_matrix(x[shown]).astype(np.float32),
+        "cosine_new_index": shown,
+    }
 
 # %% ../../nbs/02_diagnostics/02_summary.ipynb #839e4649
 def diagnose(
@@ -90,7 +100,8 @@ def diagnose(
     if sids is not None and (expected := sum(len(c) for c in sids.codebooks)) != len(x):
         raise GTIError(f"rows: got {len(x)}, but the semantic IDs have {expected} tokens; pass the rows of exactly these tokens")
     rng, spread = np.random.default_rng(seed), median_spread(reference)
-    if not np.isfinite(spread): raise GTIError("reference_rows: hold NaN or Inf; load the base model again")
+    if not np.isfinite(spread):
+        raise GTIError("reference_rows: hold NaN or Inf; load the base model again")
     old = check_rows(reference[rng.choice(len(reference), min(len(x), len(reference)), replace=False)], "reference_rows")
     gaussian = rng.normal(size=x.shape) * np.sqrt(np.square(old).mean())
     numbers, arrays = {"n": len(x), "d": x.shape[1], "n_pretrained": len(old), "n_random": len(x)}, _cosine_arrays(x, old, rng)
@@ -109,7 +120,8 @@ def save_diagnostics(
 ) -> Path:  # the JSON file
     "Write the numbers as JSON and the arrays as safetensors beside it, each atomically."
     path = Path(path)
-    if path.suffix != ".json": raise GTIError(f"path: got '{path.name}', expected a name that ends in .json")
+    if path.suffix != ".json":
+        raise GTIError(f"path: got '{path.name}', expected a name that ends in .json")
     write_atomic(path.with_suffix(".safetensors"), save({k: np.ascontiguousarray(v) for k, v in diagnostics.arrays.items()}))
     write_json(path, {"numbers": diagnostics.numbers, "reasons": diagnostics.reasons})
     return path
@@ -121,9 +133,13 @@ def load_diagnostics(
     "Read a diagnosis back; null becomes NaN."
     path = Path(path)
     record, arrays = read_json(path), path.with_suffix(".safetensors")
-    if not isinstance(record, dict) or "numbers" not in record: raise GTIError(f"{path}: holds no diagnostics; write them with save_diagnostics")
-    if not arrays.is_file(): raise GTIError(f"{arrays}: missing, although {path.name} is there; diagnose the rows again")
-    try: loaded = load(arrays.read_bytes())
-    except Exception as e: raise GTIError(f"{arrays}: not a readable safetensors file ({e}); diagnose the rows again") from e
+    if not isinstance(record, dict) or "numbers" not in record:
+        raise GTIError(f"{path}: holds no diagnostics; write them with save_diagnostics")
+    if not arrays.is_file():
+        raise GTIError(f"{arrays}: missing, although {path.name} is there; diagnose the rows again")
+    try:
+        loaded = load(arrays.read_bytes())
+    except Exception as e:
+        raise GTIError(f"{arrays}: not a readable safetensors file ({e}); diagnose the rows again") from e
     numbers = {name: float("nan") if value is None else value for name, value in record["numbers"].items()}
     return Diagnostics(numbers, loaded, record.get("reasons", {}))

@@ -8,8 +8,10 @@ __all__ = ['rank_items', 'item_counts', 'popularity', 'repeat_last', 'transition
 # %% ../../nbs/13_evaluate/04_baselines.ipynb #8a59e139
 from collections.abc import Callable
 from dataclasses import replace
+
 import numpy as np
 from scipy import sparse
+
 from ..core import GTIError, check_choice
 from ..data.queries import QueryDataset
 from ..data.splits import Split
@@ -26,7 +28,9 @@ def rank_items(
     split: Split,  # of a data set
     which: str,  # the held-out item to predict: "valid" or "test"
     width: int,  # items a list
-    score: Callable[[list[np.ndarray]], np.ndarray],  # histories (item rows, oldest first) -> a score for every item [histories, n_items]: higher is better, -inf is never listed
+    score: Callable[
+        [list[np.ndarray]], np.ndarray
+    ],  # histories (item rows, oldest first) -> a score for every item [histories, n_items]: higher is better, -inf is never listed
     block: int = 256,  # users scored at a time
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
     "The best items of every user by a score; what the user has is left out, unless items repeat in this split."
@@ -36,16 +40,19 @@ def rank_items(
     for start in range(0, split.n_users, block):
         users = range(start, min(start + block, split.n_users))
         scores = np.array(score([split.history(u, which) for u in users]), dtype=float)
-        if np.isnan(scores).any(): raise GTIError(f"score: gave NaN for user {start + int(np.isnan(scores).any(1).argmax())}; nothing can be ranked by it")
+        if np.isnan(scores).any():
+            raise GTIError(f"score: gave NaN for user {start + int(np.isnan(scores).any(1).argmax())}; nothing can be ranked by it")
         for user, row in zip(users, scores):
-            if not split.repeats: row[split.past(user, which)] = -np.inf
+            if not split.repeats:
+                row[split.past(user, which)] = -np.inf
             lists[user] = _best(row, width)
     return lists
 
 
 def _refuse_below_one(**counts: int) -> None:
     for name, value in counts.items():
-        if value < 1: raise GTIError(f"{name}: got {value}, allowed: 1 and up")
+        if value < 1:
+            raise GTIError(f"{name}: got {value}, allowed: 1 and up")
 
 # %% ../../nbs/13_evaluate/04_baselines.ipynb #62ad09cf
 def item_counts(
@@ -71,10 +78,13 @@ def repeat_last(
     width: int = 20,  # items a list
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
     "The user's own items, the latest first: the one baseline that lists what the user has, whatever the split."
+
     def score(histories):
         scores = np.full((len(histories), split.n_items), -np.inf)
-        for row, items in zip(scores, histories): np.maximum.at(row, items, np.arange(len(items)))
+        for row, items in zip(scores, histories):
+            np.maximum.at(row, items, np.arange(len(items)))
         return scores
+
     return rank_items(replace(split, repeats=True), which, width, score)
 
 # %% ../../nbs/13_evaluate/04_baselines.ipynb #45fc978c
@@ -90,7 +100,9 @@ def _voted(split: Split, which: str, width: int, near: sparse.csr_array, recent:
     "Lists by the votes of each user's latest items for their neighbours `near` [n_items, n_items]; the rest by popularity."
     counts = item_counts(split)
     rest = 1e-6 * counts / max(counts.max(initial=0), 1)
-    return rank_items(split, which, width, lambda histories: ((_votes(histories, split.n_items, recent) @ near).toarray() + rest).round(12))  # equal sums are equal in any order
+    return rank_items(
+        split, which, width, lambda histories: ((_votes(histories, split.n_items, recent) @ near).toarray() + rest).round(12)
+    )  # equal sums are equal in any order
 
 
 def transitions(
@@ -127,7 +139,8 @@ def item_knn(
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
     "Items that users had who had the user's last items, by shrunk cosine; ties and the rest by popularity."
     _refuse_below_one(neighbours=neighbours, recent=recent)
-    if not shrink >= 0: raise GTIError(f"shrink: got {shrink}, allowed: 0 and up")
+    if not shrink >= 0:
+        raise GTIError(f"shrink: got {shrink}, allowed: 0 and up")
     had = [np.unique(items) for items in split.train]
     columns, ends = np.concatenate([np.zeros(0, np.int64), *had]), np.cumsum([0, *map(len, had)])
     taken = sparse.csr_array((np.ones(len(columns)), columns, ends), shape=(split.n_users, split.n_items))
@@ -141,9 +154,12 @@ def item_knn(
 def _unit_rows(vectors) -> np.ndarray | sparse.csr_array:
     "Rows of length 1 from a tensor, an array or a sparse matrix; rows of zeros stay."
     from sklearn.preprocessing import normalize
+
     vectors = sparse.csr_array(vectors) if sparse.issparse(vectors) else np.asarray(vectors, dtype=np.float64)
-    if vectors.ndim != 2: raise GTIError(f"vectors: got shape {vectors.shape}, expected [n, d]")
-    if not np.isfinite(vectors.data if sparse.issparse(vectors) else vectors).all(): raise GTIError("vectors: NaN or infinity in them")
+    if vectors.ndim != 2:
+        raise GTIError(f"vectors: got shape {vectors.shape}, expected [n, d]")
+    if not np.isfinite(vectors.data if sparse.issparse(vectors) else vectors).all():
+        raise GTIError("vectors: NaN or infinity in them")
     return normalize(vectors)
 
 
@@ -157,10 +173,13 @@ def text_knn(
     "Items with vectors like those of the user's last items, by cosine."
     _refuse_below_one(recent=recent)
     x = _unit_rows(vectors)
-    if x.shape[0] != split.n_items: raise GTIError(f"vectors: {x.shape[0]} rows for {split.n_items} items; one row an item, in the order of the items")
+    if x.shape[0] != split.n_items:
+        raise GTIError(f"vectors: {x.shape[0]} rows for {split.n_items} items; one row an item, in the order of the items")
+
     def score(histories):
         scores = _votes(histories, split.n_items, recent) @ x @ x.T
         return scores.toarray() if sparse.issparse(scores) else scores
+
     return rank_items(split, which, width, score)
 
 # %% ../../nbs/13_evaluate/04_baselines.ipynb #a6182913
@@ -172,14 +191,19 @@ def tfidf_search(
 ) -> np.ndarray:  # item rows [queries of the part, width], in the order of `queries.rows(which)`, best first, -1 past the end
     "Items by the cosine of TF-IDF vectors of query and text (Salton and Buckley, 1988); lower row first among equals."
     from sklearn.feature_extraction.text import TfidfVectorizer
+
     _refuse_below_one(width=width)
     wanted, texts = queries.queries["query"].to_numpy()[queries.rows(which)], [[text] for text in queries.texts()]
     if asked:
-        for item, query in zip(*(queries.pairs("train")[c] for c in ("item", "text"))): texts[item].append(query)
+        for item, query in zip(*(queries.pairs("train")[c] for c in ("item", "text"))):
+            texts[item].append(query)
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-    try: items = vectorizer.fit_transform(" ".join(parts) for parts in texts)
-    except ValueError as e: raise GTIError(f"{queries.name}: no item text has a word in it that is not an English stop word") from e
+    try:
+        items = vectorizer.fit_transform(" ".join(parts) for parts in texts)
+    except ValueError as e:
+        raise GTIError(f"{queries.name}: no item text has a word in it that is not an English stop word") from e
     lists = np.full((len(wanted), width), -1)
     for start in range(0, len(wanted), 1024):
-        for row, scores in enumerate((vectorizer.transform(wanted[start:start + 1024]) @ items.T).toarray(), start): lists[row] = _best(scores, width)
+        for row, scores in enumerate((vectorizer.transform(wanted[start : start + 1024]) @ items.T).toarray(), start):
+            lists[row] = _best(scores, width)
     return lists

@@ -7,6 +7,7 @@ __all__ = ['COUNTING', 'BASELINES', 'baseline_lists']
 
 # %% ../../nbs/13_evaluate/06_classical.ipynb #ae8d6aae
 import numpy as np
+
 from ..core import GTIError, check_choice
 from ..data.splits import Split
 from .baselines import item_knn, popularity, repeat_last, text_knn, transitions
@@ -28,8 +29,10 @@ def baseline_lists(
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
     "The lists of a baseline, as `evaluate_ranking` takes them."
     check_choice("baseline", name, BASELINES)
-    if name in COUNTING: return COUNTING[name](split, which, width)
+    if name in COUNTING:
+        return COUNTING[name](split, which, width)
     if name == "text-knn":
-        if vectors is None: raise GTIError("text-knn: needs vectors of the items; pass vectors=encode_text(dataset.texts())")
+        if vectors is None:
+            raise GTIError("text-knn: needs vectors of the items; pass vectors=encode_text(dataset.texts())")
         return text_knn(split, vectors, which, width)
     return sasrec(split, which, width, seed, progress)

@@ -8,9 +8,11 @@ __all__ = ['holm', 'compare', 'gain_table']
 # %% ../../nbs/13_evaluate/03_compare.ipynb #567655f6
 import warnings
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.stats import DegenerateDataWarning, bootstrap, t
+
 from ..core import GTIError
 from .ranking import metric_columns
 
@@ -20,14 +22,25 @@ def _agree(frames: Mapping[str, list[pd.DataFrame]], columns: list[str], users: 
     for name, f in ((name, f) for name, seeds in frames.items() for f in seeds):
         have = metric_columns(f)
         missing = sorted(set(columns) ^ set(have)) if all_columns else [c for c in columns if c not in have]
-        if not f.index.is_unique: raise GTIError(f"{name}: user {f.index[f.index.duplicated()].tolist()[0]!r} is there more than once; every row needs a user of its own")
-        if len(f) != len(users) or not f.index.isin(users).all(): raise GTIError(f"{name}: evaluated on {len(f)} users, others on {len(users)}, and they are not the same; evaluate all arms and seeds on the same users")
-        if missing or not columns: raise GTIError(f"{name}: has {', '.join(have) or 'no metric'}; {', '.join(missing) or 'one at least'} has to be in all frames; evaluate all arms with the same ks and measures")
+        if not f.index.is_unique:
+            raise GTIError(
+                f"{name}: user {f.index[f.index.duplicated()].tolist()[0]!r} is there more than once; every row needs a user of its own"
+            )
+        if len(f) != len(users) or not f.index.isin(users).all():
+            raise GTIError(
+                f"{name}: evaluated on {len(f)} users, others on {len(users)}, and they are not the same; evaluate all arms and seeds on the same users"
+            )
+        if missing or not columns:
+            raise GTIError(
+                f"{name}: has {', '.join(have) or 'no metric'}; {', '.join(missing) or 'one at least'} has to be in all frames; evaluate all arms with the same ks and measures"
+            )
         unknown = f.index[~np.isfinite(f[columns].to_numpy(float)).all(1)].tolist()
-        if unknown: raise GTIError(f"{name}: user {unknown[0]!r} has a metric that is NaN or infinite; every user needs a number")
+        if unknown:
+            raise GTIError(f"{name}: user {unknown[0]!r} has a metric that is NaN or infinite; every user needs a number")
 
 
-def _seeds_by_users(seeds: list[pd.DataFrame], users: pd.Index, metric: str) -> np.ndarray: return np.stack([f[metric].loc[users].to_numpy(float) for f in seeds])
+def _seeds_by_users(seeds: list[pd.DataFrame], users: pd.Index, metric: str) -> np.ndarray:
+    return np.stack([f[metric].loc[users].to_numpy(float) for f in seeds])
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #cf51433f
 def _seed_level(arm: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
@@ -35,13 +48,16 @@ def _seed_level(arm: np.ndarray, base: np.ndarray) -> tuple[float, float, float]
     n = arm.shape[1]
     users, both, seeds = (arm.mean(0) - base.mean(0)).var(ddof=1) / n, 0.0, []
     for x in (arm, base):
-        if len(x) == 1: continue
+        if len(x) == 1:
+            continue
         rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
-        both += (rest ** 2).sum() / ((len(x) - 1) * (n - 1)) / (len(x) * n)
+        both += (rest**2).sum() / ((len(x) - 1) * (n - 1)) / (len(x) * n)
         seeds.append((x.mean(1).var(ddof=1) / len(x), len(x) - 1))
     total = sum(v for v, _ in seeds) + max(users - both, 0)
-    if total <= users * (1 + 1e-9): return float(np.sqrt(users)), float(np.sqrt(users)), np.inf
-    return float(np.sqrt(users)), float(np.sqrt(total)), float(total ** 2 / sum(v ** 2 / df for v, df in seeds))
+    if total <= users * (1 + 1e-9):
+        return float(np.sqrt(users)), float(np.sqrt(users)), np.inf
+    return float(np.sqrt(users)), float(np.sqrt(total)), float(total**2 / sum(v**2 / df for v, df in seeds))
+
 
 def _seeds_alone(users: float, both: float) -> bool:
     "Whether the users agree to the last digits, and only seeds differ."
@@ -55,7 +71,8 @@ def _stretch(arm: np.ndarray, base: np.ndarray, n: int, rng: np.random.Generator
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #5fc354a7
 def _ratio(arm: np.ndarray, base: np.ndarray, axis: int = -1) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"): return arm.mean(axis) / base.mean(axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return arm.mean(axis) / base.mean(axis)
 
 
 def _flipped(difference: np.ndarray, n: int, batch: int, rng: np.random.Generator) -> np.ndarray:
@@ -67,10 +84,12 @@ def _flipped(difference: np.ndarray, n: int, batch: int, rng: np.random.Generato
 def _p_values(arm: np.ndarray, base: np.ndarray, resamples: int, batch: int, seed: int) -> dict[str, float]:
     "For users and seeds, and for users alone: how often chance makes a difference as large, arm and base [seeds, users]."
     difference = arm.mean(0) - base.mean(0)
-    if not difference.any(): return dict(p=1.0, p_users=1.0)
+    if not difference.any():
+        return dict(p=1.0, p_users=1.0)
     null, (users, both, df) = _flipped(difference, resamples, batch, np.random.default_rng(seed)), _seed_level(arm, base)
     share = lambda draws: float((1 + (abs(draws) >= abs(difference.mean()) * (1 - 1e-9)).sum()) / (1 + resamples))
-    if _seeds_alone(users, both): return dict(p=float(2 * t.sf(abs(difference.mean()) / both, df)), p_users=share(null))
+    if _seeds_alone(users, both):
+        return dict(p=float(2 * t.sf(abs(difference.mean()) / both, df)), p_users=share(null))
     return dict(p=share(null * _stretch(arm, base, resamples, np.random.default_rng(seed))), p_users=share(null))
 
 
@@ -78,15 +97,26 @@ def _paired(arm: np.ndarray, base: np.ndarray, resamples: int, seed: int) -> dic
     "Relative gain of arm over base, both [seeds, users], with its interval and p-values."
     users, batch = (arm.mean(0), base.mean(0)), max(1, 5_000_000 // arm.shape[1])
     ratio, found = _ratio(*users), _p_values(arm, base, resamples, batch, seed)
-    if not users[1].any(): return found | dict(gain=np.nan, low=np.nan, high=np.nan)
-    if not users[0].any(): return found | dict(gain=-1.0, low=np.nan, high=np.nan)
+    if not users[1].any():
+        return found | dict(gain=np.nan, low=np.nan, high=np.nan)
+    if not users[0].any():
+        return found | dict(gain=-1.0, low=np.nan, high=np.nan)
     seeds = _seed_level(arm, ratio * base)
     if _seeds_alone(*seeds[:2]):
         low, high = ratio * np.exp(t.ppf([0.025, 0.975], seeds[2], scale=seeds[1] / users[0].mean()))
         return found | dict(gain=ratio - 1, low=low - 1, high=high - 1)
     with warnings.catch_warnings():  # scipy's own interval has no place for infinite ratios, and is not used
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        draws = bootstrap(users, _ratio, paired=True, vectorized=True, n_resamples=resamples, batch=batch, method="percentile", rng=np.random.default_rng(seed)).bootstrap_distribution
+        draws = bootstrap(
+            users,
+            _ratio,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            batch=batch,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     draws = ratio * (draws / ratio) ** _stretch(arm, ratio * base, resamples, np.random.default_rng(seed))
     low, high = np.quantile(draws[~np.isnan(draws)], [0.025, 0.975], method="inverted_cdf")
     return found | dict(gain=ratio - 1, low=low - 1, high=high - 1)
@@ -110,14 +140,18 @@ def compare(
     columns: Sequence[str] | None = None,  # metrics to compare, such as ["recall@10", "ndcg@10"]; None: all
 ) -> pd.DataFrame:  # indexed by (metric, arm): mean, gain, low, high (relative, 95 %), p, p_holm (of p), p_users, users, seeds
     "Every arm against the baseline, paired by user, with seeds as a level above."
-    if baseline not in frames: raise GTIError(f"baseline: got {baseline!r}, allowed: {', '.join(map(repr, frames))}")
-    if resamples < 100: raise GTIError(f"resamples: got {resamples}, allowed: 100 and up; fewer cannot place the ends of a 95 % interval")
+    if baseline not in frames:
+        raise GTIError(f"baseline: got {baseline!r}, allowed: {', '.join(map(repr, frames))}")
+    if resamples < 100:
+        raise GTIError(f"resamples: got {resamples}, allowed: 100 and up; fewer cannot place the ends of a 95 % interval")
     arms = {name: [f] if isinstance(f, pd.DataFrame) else list(f) for name, f in frames.items()}
     empty = [name for name, seeds in arms.items() if not seeds]
-    if empty: raise GTIError(f"{empty[0]}: got no frame; expected one a seed")
+    if empty:
+        raise GTIError(f"{empty[0]}: got no frame; expected one a seed")
     metrics, users = metric_columns(arms[baseline][0]) if columns is None else list(dict.fromkeys(columns)), arms[baseline][0].index
     _agree(arms, metrics, users, columns is None)
-    if len(users) < 2: raise GTIError(f"{baseline}: evaluated on {len(users)} users, allowed: 2 and up")
+    if len(users) < 2:
+        raise GTIError(f"{baseline}: evaluated on {len(users)} users, allowed: 2 and up")
     rows = []
     for metric in metrics:
         base = _seeds_by_users(arms[baseline], users, metric)
@@ -125,7 +159,9 @@ def compare(
             arm = _seeds_by_users(seeds, users, metric)
             row = dict(metric=metric, arm=name, mean=arm.mean(), users=len(users), seeds=len(seeds))
             rows.append(row | (_paired(arm, base, resamples, seed) if name != baseline else {}))
-    table = pd.DataFrame(rows, columns=["metric", "arm", "mean", "gain", "low", "high", "p", "p_holm", "p_users", "users", "seeds"]).set_index(["metric", "arm"])
+    table = pd.DataFrame(
+        rows, columns=["metric", "arm", "mean", "gain", "low", "high", "p", "p_holm", "p_users", "users", "seeds"]
+    ).set_index(["metric", "arm"])
     tested = table["p"].notna()
     table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
     return table
@@ -136,11 +172,21 @@ def gain_table(
     baseline: str = "mean",  # the arm the gains are over
 ) -> pd.DataFrame:  # text: a line an arm, a column a metric
     "Relative gains with their 95 % intervals, for reading."
-    if baseline not in compared.index.get_level_values("arm"): raise GTIError(f"baseline: got {baseline!r}, allowed: {', '.join(map(repr, dict.fromkeys(compared.index.get_level_values('arm'))))}")
+    if baseline not in compared.index.get_level_values("arm"):
+        raise GTIError(
+            f"baseline: got {baseline!r}, allowed: {', '.join(map(repr, dict.fromkeys(compared.index.get_level_values('arm'))))}"
+        )
+
     def cell(row):
-        if row.name[1] == baseline: return f"{row['mean']:.4f}"
-        if np.isnan(row.gain): return f"{row['mean']:.4f} (baseline 0)"
-        if np.isnan(row.low): return "-100 % (finds nothing)"
-        return f"{row.gain:+.1%} ({row.low:+.0%} to {row.high:+.0%}){'*' if row.p_holm < .05 else ''}".replace("%", " %")
+        if row.name[1] == baseline:
+            return f"{row['mean']:.4f}"
+        if np.isnan(row.gain):
+            return f"{row['mean']:.4f} (baseline 0)"
+        if np.isnan(row.low):
+            return "-100 % (finds nothing)"
+        return f"{row.gain:+.1%} ({row.low:+.0%} to {row.high:+.0%}){'*' if row.p_holm < 0.05 else ''}".replace("%", " %")
+
     cells = compared.apply(cell, axis=1).unstack("metric")
-    return cells.loc[list(dict.fromkeys(compared.index.get_level_values("arm"))), list(dict.fromkeys(compared.index.get_level_values("metric")))].rename_axis(columns=None)
+    return cells.loc[
+        list(dict.fromkeys(compared.index.get_level_values("arm"))), list(dict.fromkeys(compared.index.get_level_values("metric")))
+    ].rename_axis(columns=None)

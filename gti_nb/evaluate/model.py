@@ -8,24 +8,25 @@ __all__ = ['EvaluationSet', 'user_set', 'query_set', 'evaluate_model', 'validati
 # %% ../../nbs/13_evaluate/07_model.ipynb #d80c495b
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core import GTIError, check_choice
+from ..data.queries import QueryDataset
+from ..data.splits import Split
 from ..decode.beam import Beams, beam_search
 from ..decode.trie import SidTrie
 from .ranking import MEASURES, check_ks, evaluate_queries, evaluate_ranking, metrics
-from ..prompts import retrieval_head, retrieval_prompt, row_prompts, search_prompts
-from ..data.queries import QueryDataset
-from ..sft.loss import SFTLoss
-from ..sft.tasks import Example
 from ..model.extended import ExtendedModel
-from ..data.splits import Split
+from ..prompts import retrieval_head, retrieval_prompt, row_prompts, search_prompts
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #e8496807
 @dataclass(frozen=True, eq=False)
 class EvaluationSet:
     "Users or queries, what a model is asked for each of them, and the right answers."
+
     kind: str  # "user" or "query"
     which: str  # part of the data: "valid" or "test"
     names: np.ndarray  # int64 [n] indices of the users, or row numbers of the queries
@@ -34,17 +35,20 @@ class EvaluationSet:
     grades: list[np.ndarray] | None = None  # how well each of a query's items answers it
     exclude: list[np.ndarray] | None = None  # item rows that are not offered: what the user has
 
-    def __len__(self) -> int: return len(self.names)
+    def __len__(self) -> int:
+        return len(self.names)
 
     def targets(self) -> np.ndarray:  # int64 [n]
         "The held-out item of every user."
-        if self.kind != "user": raise GTIError("targets: a query may have several answers; see `answers`")
+        if self.kind != "user":
+            raise GTIError("targets: a query may have several answers; see `answers`")
         return np.concatenate([np.zeros(0, dtype=np.int64), *self.answers])
 
 
 def _draw(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     "All rows, or n of them, ascending."
-    if n < 0: raise GTIError(f"n: got {n}, allowed: 0 for all, or a number from 1 on")
+    if n < 0:
+        raise GTIError(f"n: got {n}, allowed: 0 for all, or a number from 1 on")
     return np.sort(np.random.default_rng(seed).choice(rows, n, replace=False)) if 0 < n < len(rows) else rows
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #f3497cb0
@@ -59,11 +63,14 @@ def user_set(
     "What a recommender is asked: the next item of every user."
     check_choice("task", task, ["retrieval", "retrieval_rows"])
     users = _draw(split.users(which), n, seed)
-    if not len(users): raise GTIError(f"split: no user has an item to be found in {which!r}")
+    if not len(users):
+        raise GTIError(f"split: no user has an item to be found in {which!r}")
     histories, head = [split.history(u, which) for u in users], retrieval_head(extended)
     prompts = [retrieval_prompt(extended, h, head) for h in histories] if task == "retrieval" else row_prompts(extended, histories)
     held_out = np.asarray(split.test if which == "test" else split.valid, dtype=np.int64)[users]
-    return EvaluationSet("user", which, users, prompts, list(held_out[:, None]), exclude=None if split.repeats else [split.past(u, which) for u in users])
+    return EvaluationSet(
+        "user", which, users, prompts, list(held_out[:, None]), exclude=None if split.repeats else [split.past(u, which) for u in users]
+    )
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #2f4914f5
 def query_set(
@@ -77,7 +84,8 @@ def query_set(
     "What a search model is asked: the items that answer a query."
     check_choice("which", which, ["valid", "test"])
     rows = _draw(queries.rows(which), n, seed)
-    if not len(rows): raise GTIError(f"{queries.name}: no query in {which!r}")
+    if not len(rows):
+        raise GTIError(f"{queries.name}: no query in {which!r}")
     prompts = search_prompts(extended, queries.queries["query"].iloc[rows], max_text_tokens=max_text_tokens)
     return EvaluationSet("query", which, rows, prompts, [queries.relevant[r] for r in rows], [queries.grades[r] for r in rows])
 
@@ -96,10 +104,13 @@ def evaluate_model(
     ks = (tuple(k for k in ((1, 5, 10) if queries else (5, 10, 20)) if k <= beams) or (beams,)) if ks is None else tuple(ks)
     measures = (("recall", "precision", "ndcg") if queries else ("recall", "ndcg")) if measures is None else tuple(measures)
     check_ks(ks, beams)
-    for name in measures: check_choice("measures", name, MEASURES)
-    if thresholds and not queries: raise GTIError("thresholds: the targets of users have no grades; they belong to queries")
+    for name in measures:
+        check_choice("measures", name, MEASURES)
+    if thresholds and not queries:
+        raise GTIError("thresholds: the targets of users have no grades; they belong to queries")
     found = beam_search(extended, asked.prompts, SidTrie(extended.sids), beams=beams, exclude=asked.exclude, progress=progress)
-    if queries: return found, evaluate_queries(found, asked.answers, asked.grades, ks, asked.names, measures, thresholds)
+    if queries:
+        return found, evaluate_queries(found, asked.answers, asked.grades, ks, asked.names, measures, thresholds)
     return found, evaluate_ranking(found, asked.targets(), ks, asked.names, measures)
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #59e5f488

@@ -9,22 +9,26 @@ __all__ = ['MEASURES', 'item_rows', 'check_ks', 'metric_frame', 'evaluate_rankin
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #79f643df
 import re
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
+
 from ..core import GTIError, check_choice
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #e5e7d7e7
 def item_rows(what: str, values, shape: str) -> np.ndarray:
     "Whole numbers from a list, array or tensor."
     array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-    if array.size and array.dtype.kind not in "iu": raise GTIError(f"{what}: got {array.dtype} numbers, expected item rows, whole ones, {shape}")
+    if array.size and array.dtype.kind not in "iu":
+        raise GTIError(f"{what}: got {array.dtype} numbers, expected item rows, whole ones, {shape}")
     return array
 
 
 def _lists(beams) -> np.ndarray:
     "Item rows [n, W] of `Beams`, an array or a tensor."
     ranked = item_rows("beams", getattr(beams, "items", beams), "[n, W]")
-    if ranked.ndim != 2: raise GTIError(f"beams: got items of shape {ranked.shape}, expected [n, W]")
+    if ranked.ndim != 2:
+        raise GTIError(f"beams: got items of shape {ranked.shape}, expected [n, W]")
     return ranked
 
 
@@ -32,11 +36,14 @@ def _grades_by_place(ranked: np.ndarray, wanted: Sequence[Mapping[int, float]]) 
     "Grade at every place [n, W] of lists [n, W], given each list's wanted items with their grades."
     out = np.zeros(ranked.shape)
     for row, items, grades in zip(out, ranked.tolist(), wanted):
-        for place, item in enumerate(dict.fromkeys(i for i in items if i >= 0)): row[place] = grades.get(item, 0.0)
+        for place, item in enumerate(dict.fromkeys(i for i in items if i >= 0)):
+            row[place] = grades.get(item, 0.0)
     return out
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #4c809042
-def _dcg(grades: np.ndarray) -> np.ndarray: return (grades / np.log2(np.arange(grades.shape[1]) + 2)).sum(1)
+def _dcg(grades: np.ndarray) -> np.ndarray:
+    return (grades / np.log2(np.arange(grades.shape[1]) + 2)).sum(1)
+
 
 MEASURES = {  # name -> of grades by place [n, k], number of wanted items [n], their grades, best first [n, k]: a number each [n], 0 to 1
     "recall": lambda found, count, ideal: (found > 0).sum(1) / count,
@@ -50,13 +57,16 @@ MEASURES = {  # name -> of grades by place [n, k], number of wanted items [n], t
 def check_ks(ks: Sequence[int], width: int) -> None:
     "Refuse a list length that the lists do not have."
     wrong = [k for k in ks if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= width]
-    if wrong or not len(ks): raise GTIError(f"ks: got {list(ks)}, allowed: 1 to {width}, the width of the lists; decode with more beams or ask for less")
+    if wrong or not len(ks):
+        raise GTIError(f"ks: got {list(ks)}, allowed: 1 to {width}, the width of the lists; decode with more beams or ask for less")
 
 
 def _measured(found: np.ndarray, count: np.ndarray, ideal: np.ndarray, ks: Sequence[int], measures: Sequence[str]) -> dict[str, np.ndarray]:
     "Every measure at every k, after the checks that make it mean something."
-    for name in measures: check_choice("measures", name, MEASURES)
-    if not len(measures): raise GTIError(f"measures: got none, allowed: {', '.join(map(repr, MEASURES))}")
+    for name in measures:
+        check_choice("measures", name, MEASURES)
+    if not len(measures):
+        raise GTIError(f"measures: got none, allowed: {', '.join(map(repr, MEASURES))}")
     check_ks(ks, found.shape[1])
     return {f"{name}@{k}": MEASURES[name](found[:, :k], count, ideal[:, :k]) for name in measures for k in ks}
 
@@ -64,13 +74,18 @@ def _measured(found: np.ndarray, count: np.ndarray, ideal: np.ndarray, ks: Seque
 def metric_frame(columns: dict, names: Sequence | None, what: str) -> pd.DataFrame:
     "A row a user or query, under names that are there once."
     n = len(next(iter(columns.values())))
-    if names is not None and len(names) != n: raise GTIError(f"{what}: got {len(names)} names for {n} lists; expected one each")
+    if names is not None and len(names) != n:
+        raise GTIError(f"{what}: got {len(names)} names for {n} lists; expected one each")
     frame = pd.DataFrame(columns, index=pd.Index(np.arange(n) if names is None else names))
-    if not frame.index.is_unique: raise GTIError(f"{what}: {frame.index[frame.index.duplicated()].tolist()[0]!r} is there more than once; every row needs a name of its own")
+    if not frame.index.is_unique:
+        raise GTIError(
+            f"{what}: {frame.index[frame.index.duplicated()].tolist()[0]!r} is there more than once; every row needs a name of its own"
+        )
     return frame
 
 
-def _rank(found: np.ndarray) -> np.ndarray: return np.where((found > 0).any(1), (found > 0).argmax(1) + 1.0, np.nan)
+def _rank(found: np.ndarray) -> np.ndarray:
+    return np.where((found > 0).any(1), (found > 0).argmax(1) + 1.0, np.nan)
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #9bbb38ec
 def evaluate_ranking(
@@ -82,9 +97,11 @@ def evaluate_ranking(
 ) -> pd.DataFrame:  # a row per user: target, rank (1-based, NaN: missed), and a column such as recall@10 for each measure and k
     "Rank of every user's held-out item, and what follows from it."
     ranked, targets = _lists(beams), item_rows("targets", targets, "[n]")
-    if targets.shape != ranked.shape[:1]: raise GTIError(f"targets: got shape {targets.shape} for {len(ranked)} lists; expected one held-out item a list")
+    if targets.shape != ranked.shape[:1]:
+        raise GTIError(f"targets: got shape {targets.shape} for {len(ranked)} lists; expected one held-out item a list")
     found = _grades_by_place(ranked, [{t: 1.0} for t in targets.tolist()])
-    ideal = np.zeros(found.shape); ideal[:, :1] = 1
+    ideal = np.zeros(found.shape)
+    ideal[:, :1] = 1
     measured = _measured(found, np.ones(len(found)), ideal, ks, measures)
     return metric_frame({"target": targets, "rank": _rank(found), **measured}, users, "users").rename_axis("user")
 
@@ -98,7 +115,8 @@ def metrics(
     frame: pd.DataFrame,  # a row per user or query
 ) -> dict[str, float]:  # mean of every metric, and "users", the number of rows
     "Means over users, with the number of users they are over."
-    if not len(frame): raise GTIError("frame: holds no user; there is nothing to average")
+    if not len(frame):
+        raise GTIError("frame: holds no user; there is nothing to average")
     return {**{c: float(frame[c].mean()) for c in metric_columns(frame)}, "users": len(frame)}
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #72ec6573
@@ -106,23 +124,32 @@ def _wanted(items: Sequence[int], grades: Sequence[float]) -> tuple[dict[int, fl
     "Items with their grades, an item that is there twice with its higher one; and all grades, best first, with those of items out of the catalogue."
     found, missing = {}, []
     for item, grade in zip(items, grades):
-        if not grade > 0: continue
-        if item < 0: missing.append(float(grade))
-        else: found[int(item)] = max(float(grade), found.get(int(item), 0.0))
+        if not grade > 0:
+            continue
+        if item < 0:
+            missing.append(float(grade))
+        else:
+            found[int(item)] = max(float(grade), found.get(int(item), 0.0))
     return found, sorted([*found.values(), *missing], reverse=True)
 
 
 def _relevance(relevant, grades, n: int) -> tuple[list[dict], np.ndarray, np.ndarray]:
     "Of every query the wanted items, their number [n], and their grades, best first [n, most]."
-    if len(relevant) != n or (grades is not None and len(grades) != n): raise GTIError(f"relevant, grades: got {len(relevant)} and {'no' if grades is None else len(grades)} lists for {n} ranked lists; expected one a query")
+    if len(relevant) != n or (grades is not None and len(grades) != n):
+        raise GTIError(
+            f"relevant, grades: got {len(relevant)} and {'no' if grades is None else len(grades)} lists for {n} ranked lists; expected one a query"
+        )
     parts = []
     for row, items in enumerate(relevant):
         given = np.ones(len(items)) if grades is None else np.asarray(grades[row], float)
-        if len(given) != len(items) or not np.isfinite(given).all() or (given < 0).any(): raise GTIError(f"grades[{row}]: got {given.tolist()} for {len(items)} items; expected a finite number of 0 or more for each")
+        if len(given) != len(items) or not np.isfinite(given).all() or (given < 0).any():
+            raise GTIError(f"grades[{row}]: got {given.tolist()} for {len(items)} items; expected a finite number of 0 or more for each")
         parts.append(_wanted(item_rows(f"relevant[{row}]", items, "[any]").tolist() if len(items) else [], given))
-        if not parts[-1][1]: raise GTIError(f"relevant[{row}]: no item with a grade above 0; a query that nothing answers measures nothing, leave it out")
+        if not parts[-1][1]:
+            raise GTIError(f"relevant[{row}]: no item with a grade above 0; a query that nothing answers measures nothing, leave it out")
     ideal = np.zeros((n, max((len(best) for _, best in parts), default=1)))
-    for row, (_, best) in zip(ideal, parts): row[:len(best)] = best
+    for row, (_, best) in zip(ideal, parts):
+        row[: len(best)] = best
     return [found for found, _ in parts], np.array([len(best) for _, best in parts]), ideal
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #39ee637b
@@ -141,7 +168,8 @@ def evaluate_queries(
     found = _grades_by_place(ranked, wanted)
     columns = {"relevant": count, "rank": _rank(found), **_measured(found, count, ideal, ks, measures)}
     for name, lowest in (thresholds or {}).items():
-        if not lowest > 0: raise GTIError(f"thresholds: got {lowest} for {name!r}, allowed: above 0; an item of grade 0 answers nothing")
+        if not lowest > 0:
+            raise GTIError(f"thresholds: got {lowest} for {name!r}, allowed: above 0; an item of grade 0 answers nothing")
         columns |= {f"precision[{name}]@{k}": (found[:, :k] >= lowest).mean(1) for k in ks}
     return metric_frame(columns, queries, "queries").rename_axis("query")
 
@@ -152,9 +180,14 @@ def rank_by_score(
 ) -> np.ndarray:  # item rows [n, width], best first, -1 past the end
     "Rank all items by their scores; the lower item number first among equals."
     scores = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores)
-    if scores.ndim != 2 or scores.dtype.kind not in "fiu": raise GTIError(f"scores: got {scores.dtype} of shape {scores.shape}, expected numbers [n, n_items]")
-    if np.isnan(scores).any(): raise GTIError(f"scores: NaN in row {int(np.isnan(scores).any(1).argmax())}; the model that made them diverged, or a division by 0 did")
-    if width is not None and not 1 <= width <= scores.shape[1]: raise GTIError(f"width: got {width}, allowed: 1 to {scores.shape[1]}, the number of items")
+    if scores.ndim != 2 or scores.dtype.kind not in "fiu":
+        raise GTIError(f"scores: got {scores.dtype} of shape {scores.shape}, expected numbers [n, n_items]")
+    if np.isnan(scores).any():
+        raise GTIError(
+            f"scores: NaN in row {int(np.isnan(scores).any(1).argmax())}; the model that made them diverged, or a division by 0 did"
+        )
+    if width is not None and not 1 <= width <= scores.shape[1]:
+        raise GTIError(f"width: got {width}, allowed: 1 to {scores.shape[1]}, the number of items")
     scores = scores.astype(float)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
     return np.where(np.isneginf(np.take_along_axis(scores, order, 1)), -1, order)

@@ -6,24 +6,28 @@
 __all__ = ['GRID', 'SASRecConfig', 'SASRec', 'sasrec_lists', 'SASRecResult', 'train_sasrec', 'tune_sasrec', 'sasrec']
 
 # %% ../../nbs/13_evaluate/05_sasrec.ipynb #ade73bfd
-import math, time
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from ..core import GTIError, check_choice, pick_device
 from ..core import progress as progress_bar
+from ..data.splits import Split
 from .baselines import item_counts, rank_items
 from .ranking import evaluate_ranking
-from ..data.splits import Split
 
 # %% ../../nbs/13_evaluate/05_sasrec.ipynb #1661f9a3
 @dataclass
 class SASRecConfig:
     "Settings of SASRec; the defaults are RecBole's."
+
     dim: int = 64  # width of item vectors and hidden states; the feed-forward layers are four times as wide
     layers: int = 2
     heads: int = 2  # of attention; a divisor of `dim`
@@ -38,25 +42,35 @@ class SASRecConfig:
     def __post_init__(self):
         for name in ("dim", "layers", "heads", "window", "batch_size", "epochs", "patience"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1: raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
-        if self.dim % self.heads: raise GTIError(f"heads: got {self.heads}, allowed: a divisor of dim={self.dim}")
-        if not 0 <= self.dropout < 1: raise GTIError(f"dropout: got {self.dropout!r}, allowed: from 0 to less than 1")
-        if not 0 < self.learning_rate < math.inf: raise GTIError(f"learning_rate: got {self.learning_rate!r}, allowed: more than 0")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32: raise GTIError(f"seed: got {self.seed!r}, allowed: a whole number from 0 to {2**32 - 1}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
+        if self.dim % self.heads:
+            raise GTIError(f"heads: got {self.heads}, allowed: a divisor of dim={self.dim}")
+        if not 0 <= self.dropout < 1:
+            raise GTIError(f"dropout: got {self.dropout!r}, allowed: from 0 to less than 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise GTIError(f"learning_rate: got {self.learning_rate!r}, allowed: more than 0")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise GTIError(f"seed: got {self.seed!r}, allowed: a whole number from 0 to {2**32 - 1}")
 
 # %% ../../nbs/13_evaluate/05_sasrec.ipynb #a6d09d2e
 class SASRec(nn.Module):
     "Causal self-attention over item vectors; items are scored by the inner product with the last hidden state."
+
     def __init__(self, n_items: int, config: SASRecConfig):
         super().__init__()
         self.items, self.places = nn.Embedding(n_items, config.dim), nn.Embedding(config.window, config.dim)
         self.norm, self.dropout = nn.LayerNorm(config.dim, eps=1e-12), nn.Dropout(config.dropout)
-        layer = nn.TransformerEncoderLayer(config.dim, config.heads, 4 * config.dim, config.dropout, "gelu", layer_norm_eps=1e-12, batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            config.dim, config.heads, 4 * config.dim, config.dropout, "gelu", layer_norm_eps=1e-12, batch_first=True
+        )
         layer.dropout.p = 0.0  # the one inside the feed-forward part
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         for name, p in self.named_parameters():
-            if p.dim() > 1: nn.init.normal_(p, std=0.02)
-            elif name.endswith("bias"): nn.init.zeros_(p)
+            if p.dim() > 1:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         "Hidden states [b, n, dim] of histories [b, n], aligned at their first item, at most `window` long."
@@ -69,7 +83,7 @@ class SASRec(nn.Module):
         "Scores of all items [histories, n_items] after histories of item rows, oldest first, none of them empty."
         was, device = self.training, self.items.weight.device
         self.eval()
-        last = [items[-len(self.places.weight):] for items in histories]
+        last = [items[-len(self.places.weight) :] for items in histories]
         ends = torch.tensor([len(items) - 1 for items in last], device=device)
         hidden = self(_padded(last).to(device))[torch.arange(len(last), device=device), ends]
         self.train(was)
@@ -123,22 +137,27 @@ def sasrec_lists(
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
     "The items a SASRec scores highest; by popularity for users without a history."
     counts = item_counts(split)
+
     def score(histories):
         scores, known = np.tile(counts.astype(np.float32), (len(histories), 1)), [k for k, h in enumerate(histories) if len(h)]
-        if known: scores[known] = model.score([histories[k] for k in known]).cpu().numpy()
+        if known:
+            scores[known] = model.score([histories[k] for k in known]).cpu().numpy()
         return scores
+
     return rank_items(split, which, width, score)
 
 
 @dataclass
 class SASRecResult:
     "A trained SASRec."
+
     model: SASRec  # with the weights of the best epoch, in evaluation mode
     config: SASRecConfig
     history: pd.DataFrame  # a line an epoch: loss, ndcg@10 on the validation items
 
     @property
-    def ndcg(self) -> float: return float(self.history["ndcg@10"].max())
+    def ndcg(self) -> float:
+        return float(self.history["ndcg@10"].max())
 
 
 def train_sasrec(
@@ -150,8 +169,10 @@ def train_sasrec(
     "Train SASRec with early stopping on the validation items."
     config, device = config or SASRecConfig(), pick_device(device)
     sequences, users = [s for s in split.train if len(s) > 1], split.users("valid")
-    if not sequences: raise GTIError("split: no user has two training items or more, so there is no next item to learn")
-    if not len(users): raise GTIError("split: no user has a validation item, and training is stopped by those")
+    if not sequences:
+        raise GTIError("split: no user has two training items or more, so there is no next item to learn")
+    if not len(users):
+        raise GTIError("split: no user has a validation item, and training is stopped by those")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = SASRec(split.n_items, config).to(device)
@@ -164,17 +185,26 @@ def _fit(model: SASRec, split: Split, sequences: list[np.ndarray], users: np.nda
     history, best, state = [], -1, None
     with progress_bar(total=config.epochs, desc="SASRec", enabled=progress) as bar:
         while len(history) < config.epochs and len(history) - best <= config.patience:
-            model.train(); losses = []
+            model.train()
+            losses = []
             for batch in _batches(sequences, config, rng):
                 loss = _loss(model, batch)
-                optimizer.zero_grad(); loss.backward(); optimizer.step()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
                 losses.append(loss.item())
-            if not np.isfinite(losses).all() or not all(p.isfinite().all() for p in model.parameters()): raise GTIError(f"SASRec: loss or weights are not finite in epoch {len(history)}; lower learning_rate (now {config.learning_rate})")
+            if not np.isfinite(losses).all() or not all(p.isfinite().all() for p in model.parameters()):
+                raise GTIError(
+                    f"SASRec: loss or weights are not finite in epoch {len(history)}; lower learning_rate (now {config.learning_rate})"
+                )
             ndcg = evaluate_ranking(sasrec_lists(model, split, "valid", 10)[users], split.valid[users], ks=(10,))["ndcg@10"].mean()
             history.append({"loss": np.mean(losses), "ndcg@10": ndcg})
-            if best < 0 or ndcg > history[best]["ndcg@10"]: best, state = len(history) - 1, {k: v.clone() for k, v in model.state_dict().items()}
-            bar.update(); bar.set_postfix(ndcg=f"{ndcg:.4f}")
-    model.load_state_dict(state); model.eval()
+            if best < 0 or ndcg > history[best]["ndcg@10"]:
+                best, state = len(history) - 1, {k: v.clone() for k, v in model.state_dict().items()}
+            bar.update()
+            bar.set_postfix(ndcg=f"{ndcg:.4f}")
+    model.load_state_dict(state)
+    model.eval()
     return pd.DataFrame(history).rename_axis("epoch")
 
 # %% ../../nbs/13_evaluate/05_sasrec.ipynb #b22fff2f
@@ -189,14 +219,20 @@ def tune_sasrec(
     progress: bool = True,  # show a bar each
 ) -> tuple[SASRecResult, pd.DataFrame]:  # the best on the validation items; a line a setting: its fields, ndcg@10, epochs, seconds
     "Train SASRec at every setting of a grid."
-    if not len(grid): raise GTIError("grid: got no settings, expected at least one, such as [{}] for the defaults")
+    if not len(grid):
+        raise GTIError("grid: got no settings, expected at least one, such as [{}] for the defaults")
     names, best, lines = sorted({name for settings in grid for name in settings}), None, []
-    for name in names: check_choice("field of SASRecConfig", name, [f.name for f in fields(SASRecConfig) if f.name != "seed"])
+    for name in names:
+        check_choice("field of SASRecConfig", name, [f.name for f in fields(SASRecConfig) if f.name != "seed"])
     for config in [SASRecConfig(**settings, seed=seed) for settings in grid]:
         start = time.perf_counter()
         result = train_sasrec(split, config, device, progress)
-        lines.append({n: getattr(config, n) for n in names} | {"ndcg@10": result.ndcg, "epochs": len(result.history), "seconds": time.perf_counter() - start})
-        if best is None or result.ndcg > best.ndcg: best = result
+        lines.append(
+            {n: getattr(config, n) for n in names}
+            | {"ndcg@10": result.ndcg, "epochs": len(result.history), "seconds": time.perf_counter() - start}
+        )
+        if best is None or result.ndcg > best.ndcg:
+            best = result
     return best, pd.DataFrame(lines)
 
 

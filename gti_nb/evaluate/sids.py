@@ -7,10 +7,12 @@ __all__ = ['evaluate_sids', 'list_report']
 
 # %% ../../nbs/13_evaluate/01_sids.ipynb #8065e4d4
 from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+
 from ..core import GTIError
-from .ranking import item_rows, check_ks, metric_frame
+from .ranking import check_ks, item_rows, metric_frame
 from ..sid.codes import SemanticIds
 
 # %% ../../nbs/13_evaluate/01_sids.ipynb #a875230d
@@ -20,16 +22,21 @@ def _listed(beams, sids: SemanticIds) -> tuple[np.ndarray, np.ndarray, np.ndarra
     entries = item_rows("beams", getattr(beams, "items", beams), "[n, W], or codes [n, W, L]")
     if entries.ndim == 3 and entries.shape[2] == codes.shape[1]:
         kinds, number = np.unique(entries.reshape(-1, codes.shape[1]), axis=0, return_inverse=True)
-        known = set(map(tuple, codes.tolist())); exists = np.array([kind in known for kind in map(tuple, kinds.tolist())], bool)
+        known = set(map(tuple, codes.tolist()))
+        exists = np.array([kind in known for kind in map(tuple, kinds.tolist())], bool)
         number = number.reshape(entries.shape[:2])
         return entries, number, (entries != -1).any(2), exists[number]
-    if entries.ndim != 2: raise GTIError(f"beams: got shape {entries.shape}, expected items [n, W] or codes [n, W, {codes.shape[1]}]")
-    exists = (0 <= entries) & (entries < len(codes)); there = entries != -1
+    if entries.ndim != 2:
+        raise GTIError(f"beams: got shape {entries.shape}, expected items [n, W] or codes [n, W, {codes.shape[1]}]")
+    exists = (0 <= entries) & (entries < len(codes))
+    there = entries != -1
     words = np.where(exists[..., None], codes[np.where(exists, entries, 0)], -1)
     written = getattr(beams, "codes", None)
-    if written is None: return words, entries, there, exists
+    if written is None:
+        return words, entries, there, exists
     written = item_rows("beams.codes", written, "[n, W, L]")
-    if written.shape != words.shape: raise GTIError(f"beams.codes: got shape {written.shape}, expected {words.shape}")
+    if written.shape != words.shape:
+        raise GTIError(f"beams.codes: got shape {written.shape}, expected {words.shape}")
     return written, entries, there | (written != -1).any(2), exists & (written == words).all(2)
 
 # %% ../../nbs/13_evaluate/01_sids.ipynb #faeaefaa
@@ -39,7 +46,7 @@ def _distinct_words(words: np.ndarray, there: np.ndarray) -> np.ndarray:
     out = np.full(words.shape, -1, dtype=np.int64)
     for row, mine, filled in zip(out, number.reshape(there.shape), there):
         own = list(dict.fromkeys(mine[filled].tolist()))
-        row[:len(own)] = kinds[own]
+        row[: len(own)] = kinds[own]
     return out
 
 
@@ -53,8 +60,10 @@ def evaluate_sids(
     "Rank of the semantic ID of every user's held-out item, and how many of its codes are right within the first k words."
     words, _, there, _ = _listed(beams, sids)
     targets = item_rows("targets", targets, "[n]")
-    if targets.shape != words.shape[:1]: raise GTIError(f"targets: got shape {targets.shape} for {len(words)} lists; expected one held-out item a list")
-    if len(targets) and not (-1 <= targets.min() and targets.max() < sids.n_items): raise GTIError(f"targets: got item rows {targets.min()} to {targets.max()}, allowed: -1 to {sids.n_items - 1}")
+    if targets.shape != words.shape[:1]:
+        raise GTIError(f"targets: got shape {targets.shape} for {len(words)} lists; expected one held-out item a list")
+    if len(targets) and not (-1 <= targets.min() and targets.max() < sids.n_items):
+        raise GTIError(f"targets: got item rows {targets.min()} to {targets.max()}, allowed: -1 to {sids.n_items - 1}")
     check_ks(ks, words.shape[1])
     words = _distinct_words(words, there)
     truth = np.where(targets[:, None] >= 0, sids.codes.numpy()[targets], -2)
@@ -77,13 +86,25 @@ def list_report(
     check_ks(ks, words.shape[1])
     places, invalid = int(there.sum()), int((there & ~exists).sum())
     duplicates = sum(len(mine) - len(np.unique(mine)) for mine in (row[filled] for row, filled in zip(number, there & (number != -1))))
-    report = {"lists": len(words), "places": places, "invalid": invalid, "duplicates": duplicates,
-              "invalid_rate": invalid / places if places else 0.0, "duplicate_rate": duplicates / places if places else 0.0}
-    return report | {f"coverage@{k}": _covered(words[:, :k], number[:, :k], there[:, :k] & exists[:, :k], sids, by_word=np.ndim(getattr(beams, "items", beams)) == 3) for k in ks}
+    report = {
+        "lists": len(words),
+        "places": places,
+        "invalid": invalid,
+        "duplicates": duplicates,
+        "invalid_rate": invalid / places if places else 0.0,
+        "duplicate_rate": duplicates / places if places else 0.0,
+    }
+    return report | {
+        f"coverage@{k}": _covered(
+            words[:, :k], number[:, :k], there[:, :k] & exists[:, :k], sids, by_word=np.ndim(getattr(beams, "items", beams)) == 3
+        )
+        for k in ks
+    }
 
 
 def _covered(words: np.ndarray, number: np.ndarray, shown: np.ndarray, sids: SemanticIds, by_word: bool) -> float:
     "Share of the items shown; where only words are known, a word shows all its items."
-    if not by_word: return len(np.unique(number[shown])) / sids.n_items
+    if not by_word:
+        return len(np.unique(number[shown])) / sids.n_items
     seen = set(map(tuple, words[shown].tolist()))
     return sum(word in seen for word in map(tuple, sids.codes.tolist())) / sids.n_items

@@ -7,11 +7,13 @@ __all__ = ['POPULARITY', 'item_popularity', 'user_slices', 'slice_metrics']
 
 # %% ../../nbs/13_evaluate/02_slices.ipynb #4b027b9f
 from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+
 from ..core import GTIError, check_choice
-from .ranking import metric_columns
 from ..data.splits import Split
+from .ranking import metric_columns
 
 # %% ../../nbs/13_evaluate/02_slices.ipynb #faf7e7c1
 POPULARITY = ("cold", "tail", "middle", "head")
@@ -24,7 +26,9 @@ def item_popularity(
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=split.n_items)
     held = np.bincount(counts, weights=counts)  # interactions of all items that have this count
     before = (held[::-1].cumsum()[::-1] - held)[counts] / max(counts.sum(), 1)  # share held by more popular items
-    return pd.Categorical(np.select([counts == 0, before < 1 / 3, before < 2 / 3], ["cold", "head", "middle"], "tail"), POPULARITY, ordered=True)
+    return pd.Categorical(
+        np.select([counts == 0, before < 1 / 3, before < 2 / 3], ["cold", "head", "middle"], "tail"), POPULARITY, ordered=True
+    )
 
 # %% ../../nbs/13_evaluate/02_slices.ipynb #8263b7ac
 def user_slices(
@@ -35,15 +39,23 @@ def user_slices(
 ) -> pd.DataFrame:  # a row per user: popularity (of the item to predict) and history, both ordered categories
     "What each user is asked, and how much is known about them."
     check_choice("which", which, ["valid", "test"])
-    if not len(lengths) or lengths[0] < 0 or (np.diff(lengths) <= 0).any(): raise GTIError(f"lengths: got {list(lengths)}, expected numbers from 0 up, ascending")
+    if not len(lengths) or lengths[0] < 0 or (np.diff(lengths) <= 0).any():
+        raise GTIError(f"lengths: got {list(lengths)}, expected numbers from 0 up, ascending")
     users = split.users(which) if users is None else np.asarray(users, dtype=np.int64)
-    if len(users) and not (0 <= users.min() and users.max() < split.n_users): raise GTIError(f"users: got {users.min()} to {users.max()}, allowed: 0 to {split.n_users - 1}, the users of the split")
+    if len(users) and not (0 <= users.min() and users.max() < split.n_users):
+        raise GTIError(f"users: got {users.min()} to {users.max()}, allowed: 0 to {split.n_users - 1}, the users of the split")
     targets, kinds = (split.test if which == "test" else split.valid)[users], item_popularity(split)
     codes = np.where(targets >= 0, kinds.codes[targets], 0)  # an item out of the catalogue was not in training either
     starts, ends = [0, *(l + 1 for l in lengths)], [*lengths, None]
     names = [f"{a}+" if b is None else str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends)]
     history = np.searchsorted(lengths, [len(split.past(u, which)) for u in users])
-    return pd.DataFrame({"popularity": pd.Categorical.from_codes(codes, dtype=kinds.dtype), "history": pd.Categorical.from_codes(history, names, ordered=True)}, index=pd.Index(users, name="user"))
+    return pd.DataFrame(
+        {
+            "popularity": pd.Categorical.from_codes(codes, dtype=kinds.dtype),
+            "history": pd.Categorical.from_codes(history, names, ordered=True),
+        },
+        index=pd.Index(users, name="user"),
+    )
 
 # %% ../../nbs/13_evaluate/02_slices.ipynb #6107496a
 def slice_metrics(
@@ -51,13 +63,18 @@ def slice_metrics(
     slices: pd.DataFrame,  # a row for each of these users at least: a column a division, such as from `user_slices`
 ) -> pd.DataFrame:  # indexed by (by, slice): users and the mean of every metric
     "The means of `metrics`, slice by slice."
-    if not slices.index.is_unique: raise GTIError(f"slices: {slices.index[slices.index.duplicated()].tolist()[0]!r} is there more than once; every user needs one row")
+    if not slices.index.is_unique:
+        raise GTIError(f"slices: {slices.index[slices.index.duplicated()].tolist()[0]!r} is there more than once; every user needs one row")
     missing = frame.index.difference(slices.index)
-    if len(missing): raise GTIError(f"slices: {len(missing)} users of the frame are not in them, first {missing.tolist()[0]!r}; make the slices for the same users")
+    if len(missing):
+        raise GTIError(
+            f"slices: {len(missing)} users of the frame are not in them, first {missing.tolist()[0]!r}; make the slices for the same users"
+        )
     columns, parts = metric_columns(frame), {}
     for by in slices:
         groups = frame[columns].groupby(slices[by].loc[frame.index], observed=False)
         parts[by] = groups.mean().assign(users=groups.size())[["users", *columns]]
-    if not parts: raise GTIError("slices: got no column; expected one for each division of the users")
+    if not parts:
+        raise GTIError("slices: got no column; expected one for each division of the users")
     table = pd.concat(parts, names=["by", "slice"])
     return table.set_index(pd.MultiIndex.from_tuples([(by, str(name)) for by, name in table.index], names=table.index.names))

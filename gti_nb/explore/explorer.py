@@ -35,15 +35,39 @@ def token_figure(
     style = dict(mode="markers", hovertemplate="%{text}<extra></extra>")
     every = lambda opacity: dict(marker=dict(opacity=opacity))  # what a box leaves out stays as it is: the rings say what is selected
     x, y = tokens.old_xy().T
-    fig = go.Figure(go.Scattergl(x=x, y=y, name="words", text=[_visible(tokens.words[i]) for i in tokens.shown],
-                                 marker=dict(size=4, color="#BBBBBB", opacity=.5), unselected=every(.5), **style))
+    fig = go.Figure(
+        go.Scattergl(
+            x=x,
+            y=y,
+            name="words",
+            text=[_visible(tokens.words[i]) for i in tokens.shown],
+            marker=dict(size=4, color="#BBBBBB", opacity=0.5),
+            unselected=every(0.5),
+            **style,
+        )
+    )
     xy = tokens.xy(stage)
     for level in range(tokens.levels.max() + 1):
         of = np.flatnonzero(tokens.levels == level)
-        fig.add_scattergl(x=xy[of, 0], y=xy[of, 1], name=f"level {level + 1}", text=[shown(tokens.names[i]) for i in of],
-                          marker=dict(size=8, color=PALETTE[level % len(PALETTE)], line=dict(width=.5, color="white")), unselected=every(1), **style)
-    fig.add_scattergl(x=[], y=[], name="selected", hoverinfo="skip", mode="markers", showlegend=False,
-                      marker=dict(size=15, symbol="circle-open", color="#111111", line=dict(width=2)), unselected=every(1))
+        fig.add_scattergl(
+            x=xy[of, 0],
+            y=xy[of, 1],
+            name=f"level {level + 1}",
+            text=[shown(tokens.names[i]) for i in of],
+            marker=dict(size=8, color=PALETTE[level % len(PALETTE)], line=dict(width=0.5, color="white")),
+            unselected=every(1),
+            **style,
+        )
+    fig.add_scattergl(
+        x=[],
+        y=[],
+        name="selected",
+        hoverinfo="skip",
+        mode="markers",
+        showlegend=False,
+        marker=dict(size=15, symbol="circle-open", color="#111111", line=dict(width=2)),
+        unselected=every(1),
+    )
     return fig.update_layout(**_layout(tokens, stage))
 
 # %% ../../nbs/20_explore/01_explorer.ipynb #70dd5ff4
@@ -51,18 +75,32 @@ def _layout(tokens: TokenMap, stage: str) -> dict:
     "Axes wide enough for all stages, and the look."
     every = np.concatenate([tokens.old_xy(), *(tokens.xy(s) for s in tokens.stages)])
     low, high = every.min(0), every.max(0)
-    pad = .05 * np.maximum(high - low, 1e-9)
+    pad = 0.05 * np.maximum(high - low, 1e-9)
     axis = lambda i: dict(range=[low[i] - pad[i], high[i] + pad[i]], title=f"component {i + 1}", zeroline=False)
-    return dict(template="plotly_white", width=640, height=560, margin=dict(l=50, r=10, t=40, b=80), xaxis=axis(0), yaxis=axis(1), title=_title(tokens, stage),
-                legend=dict(orientation="h", y=-.13, yanchor="top", x=0, itemsizing="constant"), dragmode="select", hovermode="closest")
+    return dict(
+        template="plotly_white",
+        width=640,
+        height=560,
+        margin=dict(l=50, r=10, t=40, b=80),
+        xaxis=axis(0),
+        yaxis=axis(1),
+        title=_title(tokens, stage),
+        legend=dict(orientation="h", y=-0.13, yanchor="top", x=0, itemsizing="constant"),
+        dragmode="select",
+        hovermode="closest",
+    )
 
 
-def _title(tokens: TokenMap, stage: str) -> dict: return dict(text=f"stage: {escape(stage)}", font=dict(size=14), x=.01, y=.98)
+def _title(tokens: TokenMap, stage: str) -> dict:
+    return dict(text=f"stage: {escape(stage)}", font=dict(size=14), x=0.01, y=0.98)
 
 # %% ../../nbs/20_explore/01_explorer.ipynb #ec0c2eea
 def _table(frame: pd.DataFrame) -> str:
     "Rows of a small table: a name that is escaped already, and a distance."
-    return "".join(f"<tr><td style='padding:0'><code>{name}</code></td><td style='text-align:right;padding:0 0 0 10px'>{distance:.3f}</td></tr>" for name, distance in frame.itertuples(index=False))
+    return "".join(
+        f"<tr><td style='padding:0'><code>{name}</code></td><td style='text-align:right;padding:0 0 0 10px'>{distance:.3f}</td></tr>"
+        for name, distance in frame.itertuples(index=False)
+    )
 
 
 def token_panel(
@@ -73,29 +111,39 @@ def token_panel(
 ) -> str:  # HTML, everything from data escaped
     "What is around one token and what it stands for."
     words, near, items = nearest_words(tokens, stage, token, k), nearest_tokens(tokens, stage, token, k), tokens.items_of(token)
-    words["word"] = words.word.map(_visible); near["token"] = near.token.map(escape)
+    words["word"] = words.word.map(_visible)
+    near["token"] = near.token.map(escape)
     column = "<div style='flex:1'><b>{}</b><table>{}</table></div>".format
-    titles = "".join(f"<li>{escape(tokens.titles[i])}</li>" for i in items[:k]) + (f"<li>and {len(items) - k} more</li>" if len(items) > k else "")
-    return (f"<div style='line-height:1.45'><h3 style='margin:8px 0 4px'><code>{escape(tokens.names[token])}</code> level {tokens.levels[token] + 1}, {len(items)} items</h3>"
-            f"<div style='display:flex;gap:12px'>{column('nearest words', _table(words))}{column('nearest tokens', _table(near[['token', 'distance']]))}</div>"
-            f"<b>items</b><ul style='margin:2px 0 10px;padding-left:18px'>{titles}</ul></div>")
+    titles = "".join(f"<li>{escape(tokens.titles[i])}</li>" for i in items[:k]) + (
+        f"<li>and {len(items) - k} more</li>" if len(items) > k else ""
+    )
+    return (
+        f"<div style='line-height:1.45'><h3 style='margin:8px 0 4px'><code>{escape(tokens.names[token])}</code> level {tokens.levels[token] + 1}, {len(items)} items</h3>"
+        f"<div style='display:flex;gap:12px'>{column('nearest words', _table(words))}{column('nearest tokens', _table(near[['token', 'distance']]))}</div>"
+        f"<b>items</b><ul style='margin:2px 0 10px;padding-left:18px'>{titles}</ul></div>"
+    )
 
 # %% ../../nbs/20_explore/01_explorer.ipynb #0782f4e9
 class TokenExplorer:
     "Pick a run and a stage, point at tokens, and read what is around them; what is selected is in `selection`."
+
     def __init__(
         self,
-        outputs: str | Path | None = None,  # where studies write, or one run folder; None: $GTI_OUTPUTS, else the nearest folder `outputs` here or above
+        outputs: str
+        | Path
+        | None = None,  # where studies write, or one run folder; None: $GTI_OUTPUTS, else the nearest folder `outputs` here or above
     ):
         outputs = Path(outputs or outputs_folder())
-        runs = [outputs] if (outputs/"run.json").exists() else finished_runs(outputs)
-        if not runs: raise GTIError(f"{outputs}: no finished run in it; make one with `make demo`, or `gti study studies/demo.yaml`")
+        runs = [outputs] if (outputs / "run.json").exists() else finished_runs(outputs)
+        if not runs:
+            raise GTIError(f"{outputs}: no finished run in it; make one with `make demo`, or `gti study studies/demo.yaml`")
         self.selected: list[int] = []
         self.run = widgets.Dropdown(options=[(str(r.relative_to(r.parents[1])), r) for r in runs], description="run")
         self.stage = widgets.Dropdown(description="stage")
         self.search = widgets.Text(placeholder="a token (a_12) or a title", description="find", continuous_update=False)
         self.note, self.panel = widgets.HTML(), widgets.HTML()
-        self.panel.add_class("gti-panel"); self.note.add_class("gti-note")
+        self.panel.add_class("gti-panel")
+        self.note.add_class("gti-note")
         self.plot = widgets.VBox()
         self._load()
         self.run.observe(lambda _: self._switch(), "value")
@@ -104,9 +152,16 @@ class TokenExplorer:
 
     def _ipython_display_(self):
         from IPython.display import display
+
         side = widgets.VBox([self.note, self.panel], layout=widgets.Layout(flex="1 1 300px", max_height="560px", overflow="auto"))
-        display(widgets.VBox([widgets.HBox([self.run, self.stage, self.search], layout=widgets.Layout(flex_flow="row wrap")),
-                              widgets.HBox([self.plot, side], layout=widgets.Layout(flex_flow="row wrap"))]))
+        display(
+            widgets.VBox(
+                [
+                    widgets.HBox([self.run, self.stage, self.search], layout=widgets.Layout(flex_flow="row wrap")),
+                    widgets.HBox([self.plot, side], layout=widgets.Layout(flex_flow="row wrap")),
+                ]
+            )
+        )
 
 # %% ../../nbs/20_explore/01_explorer.ipynb #d469c966
 @patch
@@ -119,7 +174,8 @@ def _load(self: TokenExplorer) -> None:
     self.stage.value = stages[-1]
     self.figure = go.FigureWidget(token_figure(self.tokens, stages[-1]))
     for trace in self.figure.data[1:-1]:
-        trace.on_click(self._clicked); trace.on_selection(self._boxed)
+        trace.on_click(self._clicked)
+        trace.on_selection(self._boxed)
     self.plot.children = [self.figure]
     self.show()
 
@@ -128,8 +184,10 @@ def _load(self: TokenExplorer) -> None:
 def _switch(self: TokenExplorer) -> None:
     "Read another run; what is wrong with it is said in the panel, since an error in a callback would be seen by nobody."
     self.note.value, self.panel.value = "reading the run …", ""
-    try: self._load()
-    except GTIError as e: self.plot.children, self.note.value = [], escape(str(e))
+    try:
+        self._load()
+    except GTIError as e:
+        self.plot.children, self.note.value = [], escape(str(e))
 
 # %% ../../nbs/20_explore/01_explorer.ipynb #07baf071
 @patch
@@ -140,15 +198,20 @@ def _indices(self: TokenExplorer, trace, points) -> list[int]:
 
 @patch
 def _clicked(self: TokenExplorer, trace, points, state) -> None:
-    if points.point_inds: self.select(self._indices(trace, points))
+    if points.point_inds:
+        self.select(self._indices(trace, points))
 
 
 @patch
 def _boxed(self: TokenExplorer, trace, points, selector) -> None:
-    if selector is None: return  # the box was taken away
-    if points.trace_index == 1: self._box = []
+    if selector is None:
+        return  # the box was taken away
+    if points.trace_index == 1:
+        self._box = []
     self._box += self._indices(trace, points)
-    if points.trace_index == len(self.figure.data) - 2: self.selected = self._box; self.show()
+    if points.trace_index == len(self.figure.data) - 2:
+        self.selected = self._box
+        self.show()
 
 # %% ../../nbs/20_explore/01_explorer.ipynb #1d5868e5
 @patch
@@ -159,7 +222,9 @@ def select(
 ) -> None:
     "Select tokens and show what is around them; a box that was drawn before goes away."
     self.selected = list(selected)
-    self.figure._send_relayout_msg({"selections": []})  # the box is known to the browser only, so that setting the layout here would change nothing
+    self.figure._send_relayout_msg(
+        {"selections": []}
+    )  # the box is known to the browser only, so that setting the layout here would change nothing
     self.show(note)
 
 
@@ -169,20 +234,25 @@ def find(
     text: str,  # a token's name, or a part of a title
 ) -> None:
     "Select the tokens that a search finds."
-    if not text.strip(): return self.select([])
+    if not text.strip():
+        return self.select([])
     found, items = find_tokens(self.tokens, text)
     titles = ", ".join(self.tokens.titles[i] for i in items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
-    self.select(found, f"found: {titles}" if items else "" if found else f"nothing is called {text!r}: neither a token nor a part of a title")
+    self.select(
+        found, f"found: {titles}" if items else "" if found else f"nothing is called {text!r}: neither a token nor a part of a title"
+    )
 
 # %% ../../nbs/20_explore/01_explorer.ipynb #a1ba6fc6
 @patch
 def show(self: TokenExplorer, note: str = "") -> None:
     "Draw the stage and the selection, and fill the panel."
-    if self.figure is None: return
+    if self.figure is None:
+        return
     xy, levels, stage, chosen = self.tokens.xy(self.stage.value), self.tokens.levels, self.stage.value, self.selected
     with self.figure.batch_update():
         self.figure.layout.title = _title(self.tokens, stage)
-        for level, trace in enumerate(self.figure.data[1:-1]): trace.x, trace.y = xy[levels == level].T
+        for level, trace in enumerate(self.figure.data[1:-1]):
+            trace.x, trace.y = xy[levels == level].T
         self.figure.data[-1].x, self.figure.data[-1].y = xy[chosen].T
     default = f"{len(chosen)} tokens selected" if len(chosen) != 1 else "1 token selected"
     hint = "" if chosen else ": click one, draw a box, or search"
@@ -198,6 +268,15 @@ def selection(self: TokenExplorer) -> pd.DataFrame:  # columns token, level, ite
     word, cosine = nearest_rows(tokens.stages[stage][self.selected], tokens.pretrained_rows, 1) if self.selected else ([], [])
     for t, w, c in zip(self.selected, word, cosine):
         items = tokens.items_of(t)
-        rows.append(dict(token=tokens.names[t], level=int(tokens.levels[t]) + 1, items=len(items), nearest_word=tokens.words[w[0]], distance=1 - c[0],
-                         nearest_token=nearest_tokens(tokens, stage, t, 1).token[0], titles=[tokens.titles[i] for i in items]))
+        rows.append(
+            dict(
+                token=tokens.names[t],
+                level=int(tokens.levels[t]) + 1,
+                items=len(items),
+                nearest_word=tokens.words[w[0]],
+                distance=1 - c[0],
+                nearest_token=nearest_tokens(tokens, stage, t, 1).token[0],
+                titles=[tokens.titles[i] for i in items],
+            )
+        )
     return pd.DataFrame(rows, columns=["token", "level", "items", "nearest_word", "distance", "nearest_token", "titles"])

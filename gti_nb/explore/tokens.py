@@ -7,7 +7,8 @@ __all__ = ['STAGES', 'TokenMap', 'nearest_words', 'nearest_tokens', 'find_tokens
            'load_token_map']
 
 # %% ../../nbs/20_explore/00_tokens.ipynb #54f40ca3
-import json, os
+import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ..tokenize import load_tokens
 @dataclass
 class TokenMap:
     "The new tokens of one run among the old ones, at every stage."
+
     names: list[str]  # token names, level by level: "<a_0>", "<a_1>", ..., "<b_0>", ...
     levels: np.ndarray  # level of every token, from 0 [n_new]
     stages: dict[str, np.ndarray]  # stage -> new rows [n_new, d], in the order of the stages
@@ -38,8 +40,10 @@ class TokenMap:
     def __post_init__(self):
         for stage, rows in self.stages.items():
             if rows.shape != (len(self.names), self.pretrained_rows.shape[1]):
-                raise GTIError(f"stage {stage!r}: rows of shape {rows.shape}, expected {(len(self.names), self.pretrained_rows.shape[1])}: "
-                               "one for each token, as wide as the base model's; the run was made with another base or other tokens")
+                raise GTIError(
+                    f"stage {stage!r}: rows of shape {rows.shape}, expected {(len(self.names), self.pretrained_rows.shape[1])}: "
+                    "one for each token, as wide as the base model's; the run was made with another base or other tokens"
+                )
         n = len(self.words)
         self.shown = np.unique(np.linspace(0, n - 1, min(n, self.shown_words)).round().astype(int))
         self.projection = project(np.concatenate(list(self.stages.values())), self.pretrained_rows[self.shown])
@@ -79,7 +83,13 @@ def nearest_tokens(
     rows = tokens.stages[check_choice("stage", stage, tokens.stages)]
     index, cosine = (x[0] for x in nearest_rows(rows[[token]], rows, min(k + 1, len(rows))))
     others = np.flatnonzero(index != token)[:k]
-    return pd.DataFrame(dict(token=[tokens.names[i] for i in index[others]], distance=1 - cosine[others], items=[len(tokens.items_of(i)) for i in index[others]]))
+    return pd.DataFrame(
+        dict(
+            token=[tokens.names[i] for i in index[others]],
+            distance=1 - cosine[others],
+            items=[len(tokens.items_of(i)) for i in index[others]],
+        )
+    )
 
 # %% ../../nbs/20_explore/00_tokens.ipynb #163c8987
 def find_tokens(
@@ -88,9 +98,11 @@ def find_tokens(
 ) -> tuple[list[int], list[int]]:  # indices of tokens and row numbers of the items found by title
     "The token of that name, else the tokens of all items whose title holds the text."
     text = text.strip()
-    if not text: return [], []
+    if not text:
+        return [], []
     name = f"<{text.strip('<>')}>"
-    if name in tokens.names: return [tokens.names.index(name)], []
+    if name in tokens.names:
+        return [tokens.names.index(name)], []
     items = [i for i, title in enumerate(tokens.titles) if text.casefold() in title.casefold()]
     return sorted({int(t) for i in items for t in tokens.token_index[i]}), items
 
@@ -100,10 +112,14 @@ def read_rows(
 ) -> tuple[np.ndarray, list[str]]:  # rows [n_new, d] and token names
     "New rows and token names of one stage."
     try:
-        with safe_open(path, "np") as f: rows, names = f.get_tensor("rows"), json.loads((f.metadata() or {})["token_names"])
-    except Exception as e: raise GTIError(f"{path}: not a file of new rows ({type(e).__name__}: {e}); run the study again to make it anew") from e
+        with safe_open(path, "np") as f:
+            rows, names = f.get_tensor("rows"), json.loads((f.metadata() or {})["token_names"])
+    except Exception as e:
+        raise GTIError(f"{path}: not a file of new rows ({type(e).__name__}: {e}); run the study again to make it anew") from e
     if len(names) != len(rows) or not np.isfinite(rows).all():
-        raise GTIError(f"{path}: {len(rows)} rows for {len(names)} tokens, {int((~np.isfinite(rows)).sum())} values not finite; run the study again to make it anew")
+        raise GTIError(
+            f"{path}: {len(rows)} rows for {len(names)} tokens, {int((~np.isfinite(rows)).sum())} values not finite; run the study again to make it anew"
+        )
     return rows, names
 
 # %% ../../nbs/20_explore/00_tokens.ipynb #407e2e4c
@@ -112,8 +128,9 @@ STAGES = "init", "grounded", "sft"  # in the order a run goes through them
 
 def outputs_folder() -> Path:
     "Where studies write: `$GTI_OUTPUTS`, else the nearest folder `outputs` here or above, else `outputs` here."
-    if os.environ.get("GTI_OUTPUTS"): return Path(os.environ["GTI_OUTPUTS"])
-    return next((p/"outputs" for p in (Path.cwd(), *Path.cwd().parents) if (p/"outputs").is_dir()), Path("outputs"))
+    if os.environ.get("GTI_OUTPUTS"):
+        return Path(os.environ["GTI_OUTPUTS"])
+    return next((p / "outputs" for p in (Path.cwd(), *Path.cwd().parents) if (p / "outputs").is_dir()), Path("outputs"))
 
 
 def finished_runs(
@@ -121,8 +138,8 @@ def finished_runs(
 ) -> list[Path]:  # run folders that are finished and have rows, newest first
     "Run folders an explorer can show."
     folders = {path.parents[1] for stage in STAGES for path in Path(outputs or outputs_folder()).glob(f"**/rows/{stage}.safetensors")}
-    done = [f for f in folders if (f/"run.json").exists() and read_json(f/"run.json").get("status") == "finished"]
-    return sorted(done, key=lambda f: ((f/"run.json").stat().st_mtime, str(f)), reverse=True)
+    done = [f for f in folders if (f / "run.json").exists() and read_json(f / "run.json").get("status") == "finished"]
+    return sorted(done, key=lambda f: ((f / "run.json").stat().st_mtime, str(f)), reverse=True)
 
 # %% ../../nbs/20_explore/00_tokens.ipynb #8eed8058
 def load_token_map(
@@ -131,16 +148,27 @@ def load_token_map(
 ) -> TokenMap:
     "Read a run's new rows at every stage, its semantic IDs and titles, and the base model's words."
     run = Path(run)
-    record = read_json(run/"run.json")
-    found = {stage: read_rows(run/f"rows/{stage}.safetensors") for stage in STAGES if (run/f"rows/{stage}.safetensors").exists()}
-    if not found: raise GTIError(f"{run}: no rows/*.safetensors in it; allowed: the folder of a run of the train pipeline")
+    record = read_json(run / "run.json")
+    found = {stage: read_rows(run / f"rows/{stage}.safetensors") for stage in STAGES if (run / f"rows/{stage}.safetensors").exists()}
+    if not found:
+        raise GTIError(f"{run}: no rows/*.safetensors in it; allowed: the folder of a run of the train pipeline")
     dataset, _, sids = load_tokens(record["tokens_dir"])
     model, tokenizer = load_base(record["base"])
     names = next(iter(found.values()))[1]
-    if names != sids.token_names: raise GTIError(f"{run}: its tokens are not those of {record['tokens_dir']}, which was made anew since; run the study again")
+    if names != sids.token_names:
+        raise GTIError(f"{run}: its tokens are not those of {record['tokens_dir']}, which was made anew since; run the study again")
     n_pretrained = len(tokenizer)
-    words = [w if "\ufffd" not in w else t for w, t in zip(tokenizer.batch_decode([[i] for i in range(n_pretrained)]), tokenizer.convert_ids_to_tokens(range(n_pretrained)))]
+    words = [
+        w if "\ufffd" not in w else t
+        for w, t in zip(tokenizer.batch_decode([[i] for i in range(n_pretrained)]), tokenizer.convert_ids_to_tokens(range(n_pretrained)))
+    ]
     return TokenMap(
-        names=names, levels=np.repeat(np.arange(sids.levels), sids.level_sizes), stages={stage: rows for stage, (rows, _) in found.items()},
-        words=words, pretrained_rows=model.get_input_embeddings().weight[:n_pretrained].detach().float().numpy(),
-        titles=[str(t) for t in dataset.items.title], token_index=sids.token_index.numpy(), shown_words=shown_words)
+        names=names,
+        levels=np.repeat(np.arange(sids.levels), sids.level_sizes),
+        stages={stage: rows for stage, (rows, _) in found.items()},
+        words=words,
+        pretrained_rows=model.get_input_embeddings().weight[:n_pretrained].detach().float().numpy(),
+        titles=[str(t) for t in dataset.items.title],
+        token_index=sids.token_index.numpy(),
+        shown_words=shown_words,
+    )

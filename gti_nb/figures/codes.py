@@ -24,11 +24,11 @@ def _branches(codes: np.ndarray, most: int) -> tuple[list[tuple[tuple[int, ...],
     order = np.lexsort(codes.T[::-1])  # items that begin alike are neighbours
     words, found = codes[order], []
     for level in range(codes.shape[1]):
-        starts = np.flatnonzero(np.append(True, (words[1:, :level + 1] != words[:-1, :level + 1]).any(1)))
+        starts = np.flatnonzero(np.append(True, (words[1:, : level + 1] != words[:-1, : level + 1]).any(1)))
         found.append(np.stack([np.full(len(starts), level), starts, np.diff(np.append(starts, len(codes)))]))
     level, start, size = np.concatenate(found, axis=1)
     kept = np.lexsort((start, level, -size))[:most]
-    return [(tuple(words[start[i], :level[i] + 1].tolist()), order[start[i]:start[i] + size[i]]) for i in kept], len(level)
+    return [(tuple(words[start[i], : level[i] + 1].tolist()), order[start[i] : start[i] + size[i]]) for i in kept], len(level)
 
 # %% ../../nbs/18_figures/04_codes.ipynb #4dad79a5
 def _some(titles: Sequence[str], items: Sequence[int], between: str, most: int = 4) -> str:
@@ -45,18 +45,35 @@ def tree_figure(
 ) -> go.Figure:
     "Sunburst of the words: a ring for each level, a sector for each code, as wide as it has items."
     titles = range(sids.n_items) if titles is None else titles
-    if len(titles) != sids.n_items: raise GTIError(f"titles: got {len(titles)} for {sids.n_items} items, expected one each")
-    if most < 1: raise GTIError(f"most: got {most}, allowed: 1 or more branches")
+    if len(titles) != sids.n_items:
+        raise GTIError(f"titles: got {len(titles)} for {sids.n_items} items, expected one each")
+    if most < 1:
+        raise GTIError(f"most: got {most}, allowed: 1 or more branches")
     branches, there = _branches(sids.codes.numpy(), most)
     names = [[shown(f"<{letter}_{k}>") for letter, k in zip(ascii_lowercase, code)] for code, _ in branches]
     keys = ["/".join(map(str, code)) for code, _ in branches]
-    heading = f"all {there:,} branches" if len(branches) == there else f"the {len(branches):,} largest of {there:,} branches, the rest is blank"
+    heading = (
+        f"all {there:,} branches" if len(branches) == there else f"the {len(branches):,} largest of {there:,} branches, the rest is blank"
+    )
     fig = panels([heading], title, height=640, specs=[[{"type": "domain"}]])
-    fig.add_sunburst(ids=["all", *keys], parents=["", *(key.rpartition("/")[0] or "all" for key in keys)],
-                     labels=[f"{sids.n_items:,} items", *(n[-1] for n in names)], values=[sids.n_items, *(len(items) for _, items in branches)],
-                     hovertext=[f"{sids.n_items:,} items", *(f"{''.join(n)}: {len(items):,} items<br>{_some(titles, items, '<br>')}" for n, (_, items) in zip(names, branches))],
-                     branchvalues="total", hovertemplate="%{hovertext}<extra></extra>", insidetextorientation="radial", marker=dict(line=dict(color="white", width=1 if len(branches) <= 200 else .2)), root_color="white")
-    return fig.update_layout(width=680, margin=dict(l=16, r=16, b=16), sunburstcolorway=PALETTE[:6], uniformtext=dict(minsize=8, mode="hide"))
+    fig.add_sunburst(
+        ids=["all", *keys],
+        parents=["", *(key.rpartition("/")[0] or "all" for key in keys)],
+        labels=[f"{sids.n_items:,} items", *(n[-1] for n in names)],
+        values=[sids.n_items, *(len(items) for _, items in branches)],
+        hovertext=[
+            f"{sids.n_items:,} items",
+            *(f"{''.join(n)}: {len(items):,} items<br>{_some(titles, items, '<br>')}" for n, (_, items) in zip(names, branches)),
+        ],
+        branchvalues="total",
+        hovertemplate="%{hovertext}<extra></extra>",
+        insidetextorientation="radial",
+        marker=dict(line=dict(color="white", width=1 if len(branches) <= 200 else 0.2)),
+        root_color="white",
+    )
+    return fig.update_layout(
+        width=680, margin=dict(l=16, r=16, b=16), sunburstcolorway=PALETTE[:6], uniformtext=dict(minsize=8, mode="hide")
+    )
 
 # %% ../../nbs/18_figures/04_codes.ipynb #b958d9cd
 def collision_table(
@@ -66,13 +83,24 @@ def collision_table(
     most: int = 20,  # groups listed at most, the largest first
 ) -> pd.DataFrame:  # word, items, titles
     "Which items share a word."
-    if len(titles) != sids.n_items: raise GTIError(f"titles: got {len(titles)} for {sids.n_items} items, expected one each")
-    if levels is not None and not 1 <= levels <= sids.levels: raise GTIError(f"levels: got {levels}, allowed: 1 to {sids.levels}")
+    if len(titles) != sids.n_items:
+        raise GTIError(f"titles: got {len(titles)} for {sids.n_items} items, expected one each")
+    if levels is not None and not 1 <= levels <= sids.levels:
+        raise GTIError(f"levels: got {levels}, allowed: 1 to {sids.levels}")
     frame = pd.DataFrame(sids.codes[:, :levels].numpy())
     groups = [(len(rows), word, rows) for word, rows in frame.groupby(list(frame)).indices.items() if len(rows) > 1]
     groups.sort(key=lambda g: (-g[0], g[1]))
-    return pd.DataFrame([dict(word="".join(sids.tokens(rows[0])[:levels]), items=n, titles=" | ".join(str(titles[i]) for i in rows[:8]) + (" | …" if n > 8 else ""))
-                         for n, _, rows in groups[:most]], columns=["word", "items", "titles"])
+    return pd.DataFrame(
+        [
+            dict(
+                word="".join(sids.tokens(rows[0])[:levels]),
+                items=n,
+                titles=" | ".join(str(titles[i]) for i in rows[:8]) + (" | …" if n > 8 else ""),
+            )
+            for n, _, rows in groups[:most]
+        ],
+        columns=["word", "items", "titles"],
+    )
 
 # %% ../../nbs/18_figures/04_codes.ipynb #d53e57d6
 def residual_figure(
@@ -86,10 +114,20 @@ def residual_figure(
     for name, energy in energies.items():
         left = np.array([1.0, *energy], dtype=float)
         levels = np.flatnonzero(np.isfinite(left))
-        fig.add_scatter(x=levels, y=left[levels], name=shown(name), legendgroup=name, mode="lines+markers", line=dict(color=colours[name], width=2, dash="dash" if name in REFERENCES else "solid"),
-                        marker_size=7, hovertemplate="after level %{x}: %{y:.3f}<extra>" + shown(name) + "</extra>")
+        fig.add_scatter(
+            x=levels,
+            y=left[levels],
+            name=shown(name),
+            legendgroup=name,
+            mode="lines+markers",
+            line=dict(color=colours[name], width=2, dash="dash" if name in REFERENCES else "solid"),
+            marker_size=7,
+            hovertemplate="after level %{x}: %{y:.3f}<extra>" + shown(name) + "</extra>",
+        )
     most = max(len(e) for e in energies.values())
-    return fig.update_xaxes(title="levels said", tickvals=list(range(most + 1))).update_yaxes(title="share of energy left", rangemode="tozero")
+    return fig.update_xaxes(title="levels said", tickvals=list(range(most + 1))).update_yaxes(
+        title="share of energy left", rangemode="tozero"
+    )
 
 # %% ../../nbs/18_figures/04_codes.ipynb #7d0a33b3
 def ranking_figure(
@@ -102,14 +140,28 @@ def ranking_figure(
     need_columns(frame, ["quantizer", *measures])
     colours, names = arm_colours(frame.quantizer) | dict(colours or {}), list(dict.fromkeys(frame.quantizer))
     columns = min(len(measures), 3)
-    fig = panels(list(measures.values()), title, columns=columns, height=120 + 34 * len(names), shared_yaxes=True, horizontal_spacing=.03)
+    fig = panels(list(measures.values()), title, columns=columns, height=120 + 34 * len(names), shared_yaxes=True, horizontal_spacing=0.03)
     means = frame.groupby("quantizer", sort=False)[list(measures)].mean()
     for i, measure in enumerate(measures):
-        fig.add_bar(x=means[measure], y=[shown(n) for n in names], orientation="h", marker_color=[colours[n] for n in names], showlegend=False,
-                    hovertemplate="%{y}: %{x:.4g}<extra></extra>", **place(i, columns))
+        fig.add_bar(
+            x=means[measure],
+            y=[shown(n) for n in names],
+            orientation="h",
+            marker_color=[colours[n] for n in names],
+            showlegend=False,
+            hovertemplate="%{y}: %{x:.4g}<extra></extra>",
+            **place(i, columns),
+        )
         if frame.quantizer.duplicated().any():
-            fig.add_scatter(x=frame[measure], y=frame.quantizer.map(shown), mode="markers", marker=dict(color="white", size=5, line=dict(color="#222222", width=1)),
-                            showlegend=False, hovertemplate="%{y}: %{x:.4g}, one seed<extra></extra>", **place(i, columns))
+            fig.add_scatter(
+                x=frame[measure],
+                y=frame.quantizer.map(shown),
+                mode="markers",
+                marker=dict(color="white", size=5, line=dict(color="#222222", width=1)),
+                showlegend=False,
+                hovertemplate="%{y}: %{x:.4g}, one seed<extra></extra>",
+                **place(i, columns),
+            )
     return fig.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(rangemode="tozero")
 
 # %% ../../nbs/18_figures/04_codes.ipynb #77d84ca6
@@ -127,8 +179,16 @@ def training_figure(
             part = history[["epoch", column]].dropna()
             part = part.iloc[np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(int))]
             name = f"level {column[-1]}" if column in levels else column
-            fig.add_scatter(x=part.epoch.to_numpy(), y=part[column].to_numpy(), name=name, mode="lines+markers" if len(part) < 3 else "lines", showlegend=panel != 1,
-                            line=dict(color=PALETTE[(i + 3 * (panel == 2)) % len(PALETTE)], width=2), hovertemplate="epoch %{x}: %{y:.4g}<extra>" + name + "</extra>", **place(panel, 3))
+            fig.add_scatter(
+                x=part.epoch.to_numpy(),
+                y=part[column].to_numpy(),
+                name=name,
+                mode="lines+markers" if len(part) < 3 else "lines",
+                showlegend=panel != 1,
+                line=dict(color=PALETTE[(i + 3 * (panel == 2)) % len(PALETTE)], width=2),
+                hovertemplate="epoch %{x}: %{y:.4g}<extra>" + name + "</extra>",
+                **place(panel, 3),
+            )
     return fig.update_xaxes(title="epoch").update_yaxes(rangemode="tozero")
 
 # %% ../../nbs/18_figures/04_codes.ipynb #6133e750
@@ -142,9 +202,11 @@ def live_training(
 
     def update(row: dict) -> None:
         rows.append(row)
-        if time.monotonic() - last[0] < seconds: return
+        if time.monotonic() - last[0] < seconds:
+            return
         last[0], fresh = time.monotonic(), training_figure(pd.DataFrame(rows))
         with widget.batch_update():
-            for old, new in zip(widget.data, fresh.data): old.x, old.y, old.mode = new.x, new.y, new.mode
+            for old, new in zip(widget.data, fresh.data):
+                old.x, old.y, old.mode = new.x, new.y, new.mode
 
     return widget, update

@@ -18,7 +18,9 @@ from .style import PALETTE, REFERENCES, STAGES, arm_colours, panels, place, show
 
 # %% ../../nbs/18_figures/01_embeddings.ipynb #b46c4612
 def spectrum_figure(
-    spectra: Mapping[str, np.ndarray],  # singular values, largest first [k], by arm or stage, in the order of the legend; "pretrained" and "random" come last
+    spectra: Mapping[
+        str, np.ndarray
+    ],  # singular values, largest first [k], by arm or stage, in the order of the legend; "pretrained" and "random" come last
     title: str = "Singular values of the new rows",
     colours: Mapping[str, str] | None = None,  # of all arms of the study; by name order when None
 ) -> go.Figure:
@@ -30,10 +32,16 @@ def spectrum_figure(
         kept = s[s > 1e-6 * s.max(initial=0)]
         rank, dashed = entropy_rank(s), name in REFERENCES
         label = f"{shown(name)} (effective rank {rank:.1f})" if np.isfinite(rank) else f"{shown(name)} (all zero)"
-        fig.add_scatter(x=np.arange(1, len(kept) + 1), y=kept if len(kept) else [None], name=label, legendgroup=name,
-                        mode="lines+markers" if len(kept) < 3 else "lines",
-                        line=dict(color=colours[name], width=2, dash="dash" if dashed else "solid"), marker=dict(size=9, color=colours[name]),
-                        hovertemplate="singular value %{x}: %{y:.4g}<extra>" + shown(name) + "</extra>")
+        fig.add_scatter(
+            x=np.arange(1, len(kept) + 1),
+            y=kept if len(kept) else [None],
+            name=label,
+            legendgroup=name,
+            mode="lines+markers" if len(kept) < 3 else "lines",
+            line=dict(color=colours[name], width=2, dash="dash" if dashed else "solid"),
+            marker=dict(size=9, color=colours[name]),
+            hovertemplate="singular value %{x}: %{y:.4g}<extra>" + shown(name) + "</extra>",
+        )
     fig.update_xaxes(title="index of the singular value", range=[0, 1.01 * max(len(s) for s in spectra.values())])
     return fig.update_yaxes(title="singular value", type="log", dtick=1, tickformat="~g")
 
@@ -48,13 +56,21 @@ def cosine_figure(
     "Heatmaps of cosine matrices with group borders (the paper's Fig. 2c, 5, 6)."
     n, columns = sum(groups.values()), min(len(matrices), 3)
     for name, m in matrices.items():
-        if m.shape != (n, n): raise GTIError(f"matrices[{name!r}]: got shape {m.shape}, expected {(n, n)}, the sum of the groups {dict(groups)}")
+        if m.shape != (n, n):
+            raise GTIError(f"matrices[{name!r}]: got shape {m.shape}, expected {(n, n)}, the sum of the groups {dict(groups)}")
     names = [shown(x) for x in (labels if labels is not None else range(n))]
-    if len(set(names)) < n: raise GTIError(f"labels: got {len(set(names))} different names for {n} rows, expected one each")
+    if len(set(names)) < n:
+        raise GTIError(f"labels: got {len(set(names))} different names for {n} rows, expected one each")
     fig = panels(list(matrices), title, columns=columns, height=370)
     for i, m in enumerate(matrices.values()):
-        fig.add_heatmap(z=_hundredths(m), x=names, y=names, coloraxis="coloraxis",
-                        hovertemplate="%{y} and %{x}<br>cosine %{z} / 100<extra></extra>", **place(i, columns))
+        fig.add_heatmap(
+            z=_hundredths(m),
+            x=names,
+            y=names,
+            coloraxis="coloraxis",
+            hovertemplate="%{y} and %{x}<br>cosine %{z} / 100<extra></extra>",
+            **place(i, columns),
+        )
         _mark_groups(fig, groups, place(i, columns))
     ticks = np.linspace(*limits, 5)
     bar = dict(title="cosine", tickvals=100 * ticks, ticktext=[f"{t:g}" for t in ticks], thickness=14)
@@ -72,9 +88,9 @@ def _mark_groups(fig, groups, where):
     "Group names on both axes, lines between the groups, first row on top."
     ends = np.cumsum(list(groups.values()))
     for end in ends[:-1]:
-        fig.add_hline(y=end - .5, line=dict(color="black", width=1), **where)
-        fig.add_vline(x=end - .5, line=dict(color="black", width=1), **where)
-    middles = ends - np.array(list(groups.values())) / 2 - .5
+        fig.add_hline(y=end - 0.5, line=dict(color="black", width=1), **where)
+        fig.add_vline(x=end - 0.5, line=dict(color="black", width=1), **where)
+    middles = ends - np.array(list(groups.values())) / 2 - 0.5
     axis = dict(type="category", tickmode="array", tickvals=middles.tolist(), ticktext=[shown(g) for g in groups], showgrid=False, ticks="")
     fig.update_xaxes(axis, **where)
     fig.update_yaxes(axis | dict(autorange="reversed", tickangle=-90), **where)
@@ -82,6 +98,7 @@ def _mark_groups(fig, groups, where):
 # %% ../../nbs/18_figures/01_embeddings.ipynb #b8dcdecc
 class Projection(NamedTuple):
     "A linear map to two dimensions."
+
     mean: np.ndarray  # [d]
     axes: np.ndarray  # orthonormal [2, d]
     share: np.ndarray  # of the variance that each axis shows [2]
@@ -100,7 +117,8 @@ def project(
     mean = (new.mean(axis=0) + old.mean(axis=0)) / 2
     weighted = np.vstack([(x - mean) / np.sqrt(2 * len(x)) for x in (new, old)])
     _, s, axes = np.linalg.svd(weighted, full_matrices=False)
-    if len(s) < 2: raise GTIError(f"rows: got {new.shape}, a map needs at least two dimensions")
+    if len(s) < 2:
+        raise GTIError(f"rows: got {new.shape}, a map needs at least two dimensions")
     axes = axes[:2] * np.sign(axes[:2][[0, 1], np.abs(axes[:2]).argmax(axis=1)])[:, None]
     return Projection(mean, axes, (s**2 / (np.square(s).sum() or 1.0))[:2])
 
@@ -120,30 +138,38 @@ def scatter_figure(
     "New rows coloured by level among old rows, one panel a stage, all on one fixed map (the paper's Fig. 2a)."
     n, pretrained_rows = sum(level_sizes), np.asarray(pretrained_rows)
     for stage, rows in stages.items():
-        if len(rows) != n: raise GTIError(f"stages[{stage!r}]: got {len(rows)} rows, expected {n}, the sum of the level sizes {list(level_sizes)}")
+        if len(rows) != n:
+            raise GTIError(f"stages[{stage!r}]: got {len(rows)} rows, expected {n}, the sum of the level sizes {list(level_sizes)}")
     projection = projection or project(list(stages.values())[-1], pretrained_rows)
     chosen = np.unique(np.linspace(0, len(pretrained_rows) - 1, min(1500, len(pretrained_rows))).round().astype(int))
     old, texts = projection(pretrained_rows[chosen]), [shown(old_names[i] if old_names is not None else f"old row {i}") for i in chosen]
     hover = [shown(names[i] if names is not None else f"new row {i}") for i in range(n)]
-    fig = panels([STAGES.get(s, s) for s in stages], title, height=430, shared_yaxes=True, horizontal_spacing=.03)
+    fig = panels([STAGES.get(s, s) for s in stages], title, height=430, shared_yaxes=True, horizontal_spacing=0.03)
     for i, rows in enumerate(stages.values()):
-        style, new = dict(mode="markers", hovertemplate="%{text}<extra></extra>", showlegend=i == 0, **place(i, len(stages))), projection(rows)
-        _dots(fig, old, texts, "old words", dict(color="#B8B8B8", size=4, opacity=.5), style)
+        style, new = (
+            dict(mode="markers", hovertemplate="%{text}<extra></extra>", showlegend=i == 0, **place(i, len(stages))),
+            projection(rows),
+        )
+        _dots(fig, old, texts, "old words", dict(color="#B8B8B8", size=4, opacity=0.5), style)
         for level, end in enumerate(np.cumsum(level_sizes)):
             part = slice(end - level_sizes[level], end)
-            marker = dict(color=PALETTE[level % len(PALETTE)], symbol=SHAPES[level % len(SHAPES)], size=7, line=dict(color="white", width=.5))
+            marker = dict(
+                color=PALETTE[level % len(PALETTE)], symbol=SHAPES[level % len(SHAPES)], size=7, line=dict(color="white", width=0.5)
+            )
             _dots(fig, new[part], hover[part], f"level {level + 1}", marker, style)
     return _fix_map(fig, np.vstack([old, *map(projection, stages.values())]), projection.share)
 
 # %% ../../nbs/18_figures/01_embeddings.ipynb #7e12f125
 def _dots(fig, xy, texts, name, marker, style):
-    fig.add_scatter(x=xy[:, 0].astype(np.float32), y=xy[:, 1].astype(np.float32), text=texts, name=name, legendgroup=name, marker=marker, **style)
+    fig.add_scatter(
+        x=xy[:, 0].astype(np.float32), y=xy[:, 1].astype(np.float32), text=texts, name=name, legendgroup=name, marker=marker, **style
+    )
 
 
 def _fix_map(fig, points, share):
     "The same ranges in all panels, with the share of variance on the axes."
     low, high = points.min(axis=0), points.max(axis=0)
-    pad = .05 * (high - low)
+    pad = 0.05 * (high - low)
     for axis, update in enumerate((fig.update_xaxes, fig.update_yaxes)):
         update(range=[low[axis] - pad[axis], high[axis] + pad[axis]])
     fig.update_xaxes(title=f"first component ({share[0]:.0%} of the variance)")

@@ -13,7 +13,13 @@ from ..core import GTIError
 from .style import PALETTE, need_columns, panels, place, shown
 
 # %% ../../nbs/18_figures/05_initializers.ipynb #59c137f2
-PROBES = {"code": "title → first code", "sid": "title → semantic ID", "title": "semantic ID → title", "title_lift": "semantic ID → title, lift"}
+PROBES = {
+    "code": "title → first code",
+    "sid": "title → semantic ID",
+    "title": "semantic ID → title",
+    "title_lift": "semantic ID → title, lift",
+}
+
 
 def initializer_figure(
     table: pd.DataFrame,  # by initializer, from `compare_initializers`: `safe`, and hits such as code@10; a line "chance"
@@ -25,15 +31,34 @@ def initializer_figure(
     columns = {}
     for name in PROBES:
         at = sorted(int(c.split("@")[1]) for c in table if c.startswith(f"{name}@"))
-        if at: columns[f"{name}@{k if k in at else at[-1]}"] = PROBES[name]
-    if not columns: raise GTIError(f"table: no column of hits such as code@{k}, got {', '.join(map(str, table))}; pass what compare_initializers returned")
+        if at:
+            columns[f"{name}@{k if k in at else at[-1]}"] = PROBES[name]
+    if not columns:
+        raise GTIError(
+            f"table: no column of hits such as code@{k}, got {', '.join(map(str, table))}; pass what compare_initializers returned"
+        )
     starts = table.drop(index="chance", errors="ignore").iloc[::-1]  # plotly draws upwards
-    fig = panels([f"{label}, hit@{column.split('@')[1]}" for column, label in columns.items()], title, height=120 + 26 * len(starts), shared_yaxes=True, horizontal_spacing=.03)
+    fig = panels(
+        [f"{label}, hit@{column.split('@')[1]}" for column, label in columns.items()],
+        title,
+        height=120 + 26 * len(starts),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+    )
     unsafe = ["/" if safe is False or safe == 0 else "" for safe in starts.safe]
     for i, column in enumerate(columns):
         where = place(i, len(columns))
-        fig.add_bar(x=starts[column], y=[shown(n) for n in starts.index], orientation="h", marker_color=PALETTE[i], marker_pattern_shape=unsafe, showlegend=False,
-                    hovertemplate="%{y}: %{x:.3f}<extra></extra>", **where)
-        if "chance" in table.index: fig.add_vline(x=table.loc["chance", column], line=dict(color="#555555", width=1.5, dash="dot"), **where)
+        fig.add_bar(
+            x=starts[column],
+            y=[shown(n) for n in starts.index],
+            orientation="h",
+            marker_color=PALETTE[i],
+            marker_pattern_shape=unsafe,
+            showlegend=False,
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            **where,
+        )
+        if "chance" in table.index:
+            fig.add_vline(x=table.loc["chance", column], line=dict(color="#555555", width=1.5, dash="dot"), **where)
         fig.update_xaxes(rangemode="tozero", title="share of questions", **where)
     return fig

@@ -17,7 +17,14 @@ from ..core import GTIError, check_choice
 from .style import PALETTE, REFERENCES, arm_colours, need_columns, panels, place, shown
 
 # %% ../../nbs/18_figures/03_results.ipynb #4e1f81e9
-DIRECTIONS = {"text_to_sid": "text → SID", "sid_to_text": "SID → text", "next_item": "next item", "retrieval": "next item", "retrieval_rows": "next item", "mixed": "mixed tasks"}
+DIRECTIONS = {
+    "text_to_sid": "text → SID",
+    "sid_to_text": "SID → text",
+    "next_item": "next item",
+    "retrieval": "next item",
+    "retrieval_rows": "next item",
+    "mixed": "mixed tasks",
+}
 
 
 def loss_figure(
@@ -28,17 +35,23 @@ def loss_figure(
 ) -> go.Figure:
     "Loss against step by direction and arm: seeds faint, their mean bold."
     need_columns(frame, ["arm", "step", "loss"])
-    if smooth < 1: raise GTIError(f"smooth: got {smooth}, allowed: 1 or more logged points")
+    if smooth < 1:
+        raise GTIError(f"smooth: got {smooth}, allowed: 1 or more logged points")
     frame = _task_by_task(frame.assign(**{c: v for c, v in {"seed": 0, "direction": "loss"}.items() if c not in frame}))
     colours, directions = arm_colours(frame.arm) | dict(colours or {}), list(dict.fromkeys(frame.direction))
     fig, named = panels([DIRECTIONS.get(d, d) for d in directions], title), set()
     for i, direction in enumerate(directions):
         where = place(i, len(directions))
         for arm, part in frame[frame.direction == direction].groupby("arm"):
-            seeds = pd.DataFrame({s: run.groupby("step").loss.mean().rolling(smooth, min_periods=1).mean() for s, run in part.groupby("seed")})
+            seeds = pd.DataFrame(
+                {s: run.groupby("step").loss.mean().rolling(smooth, min_periods=1).mean() for s, run in part.groupby("seed")}
+            )
             mean = seeds.interpolate(method="index", limit_area="inside").dropna().mean(axis=1)
-            style = dict(legendgroup=arm, mode="lines", line_color=colours[arm], hovertemplate="step %{x}: %{y:.3f}<extra>" + shown(arm) + "</extra>")
-            for seed in seeds if seeds.shape[1] > 1 else []: _line(fig, seeds[seed].dropna(), dict(opacity=.35, line_width=1, showlegend=False), style, where)
+            style = dict(
+                legendgroup=arm, mode="lines", line_color=colours[arm], hovertemplate="step %{x}: %{y:.3f}<extra>" + shown(arm) + "</extra>"
+            )
+            for seed in seeds if seeds.shape[1] > 1 else []:
+                _line(fig, seeds[seed].dropna(), dict(opacity=0.35, line_width=1, showlegend=False), style, where)
             _line(fig, mean, dict(name=shown(arm), line_width=2.5, showlegend=arm not in named), style, where)
             named.add(arm)
         fig.update_xaxes(title="step", **where)
@@ -47,15 +60,31 @@ def loss_figure(
 
 def _task_by_task(frame: pd.DataFrame) -> pd.DataFrame:
     "A line for each task of a mixed batch."
-    if "tasks" not in frame or "mixed" not in set(frame.direction): return frame
+    if "tasks" not in frame or "mixed" not in set(frame.direction):
+        return frame
     rows = frame.to_dict("records")
-    return pd.DataFrame([r | part for r in rows for part in ([dict(direction=t, loss=v) for t, v in r["tasks"].items()] if r["direction"] == "mixed" else [{}])])
+    return pd.DataFrame(
+        [
+            r | part
+            for r in rows
+            for part in ([dict(direction=t, loss=v) for t, v in r["tasks"].items()] if r["direction"] == "mixed" else [{}])
+        ]
+    )
 
 
-def _line(fig, series, own, style, where): fig.add_scatter(x=series.index, y=series.to_numpy(), **own, **style, **where)
+def _line(fig, series, own, style, where):
+    fig.add_scatter(x=series.index, y=series.to_numpy(), **own, **style, **where)
 
 # %% ../../nbs/18_figures/03_results.ipynb #63e60cab
-METRICS = {"recall": "Recall@K", "hit": "HR@K", "precision": "Precision@K", "mrr": "MRR@K", "ndcg": "NDCG@K", "sid_recall": "Recall@K of semantic IDs", "sid_ndcg": "NDCG@K of semantic IDs"}
+METRICS = {
+    "recall": "Recall@K",
+    "hit": "HR@K",
+    "precision": "Precision@K",
+    "mrr": "MRR@K",
+    "ndcg": "NDCG@K",
+    "sid_recall": "Recall@K of semantic IDs",
+    "sid_ndcg": "NDCG@K of semantic IDs",
+}
 
 
 def metric_figure(
@@ -71,10 +100,17 @@ def metric_figure(
     for i, metric in enumerate(metrics):
         for arm in arms:
             part = frame[(frame.metric == metric) & (frame.arm == arm)].sort_values("k")
-            if not part.empty: _metric_bars(fig, part, arm, colours[arm], i == 0, place(i, len(metrics)))
-        fig.update_xaxes(title="K", type="category", categoryorder="array", categoryarray=[str(k) for k in sorted(set(frame.k))], **place(i, len(metrics)))
+            if not part.empty:
+                _metric_bars(fig, part, arm, colours[arm], i == 0, place(i, len(metrics)))
+        fig.update_xaxes(
+            title="K",
+            type="category",
+            categoryorder="array",
+            categoryarray=[str(k) for k in sorted(set(frame.k))],
+            **place(i, len(metrics)),
+        )
     fig.update_yaxes(rangemode="tozero")
-    return fig.update_layout(barmode="group", scattermode="group", scattergap=.2)
+    return fig.update_layout(barmode="group", scattermode="group", scattergap=0.2)
 
 # %% ../../nbs/18_figures/03_results.ipynb #e9ba9701
 def _metric_bars(fig, part, arm, colour, legend, where):
@@ -82,13 +118,43 @@ def _metric_bars(fig, part, arm, colour, legend, where):
     numbers = [c for c in ("value", "low", "high") if c in part]
     means = part.groupby("k")[numbers].mean()
     style = dict(legendgroup=arm, offsetgroup=arm)
-    bars = None if "low" not in means or "high" not in means else dict(
-        type="data", symmetric=False, array=means.high - means.value, arrayminus=means.value - means.low, color="#222222", thickness=1.2, width=3)
-    fig.add_bar(x=means.index.astype(str), y=means.value, name=shown(arm), showlegend=legend, error_y=bars, marker_color=colour,
-                marker_pattern_shape="/" if arm in REFERENCES else "", hovertemplate="K = %{x}: %{y:.4f}<extra>" + shown(arm) + "</extra>", **style, **where)
-    if part.groupby("k").size().max() < 2: return
-    fig.add_scatter(x=part.k.astype(str), y=part.value, mode="markers", marker=dict(color="white", size=5, line=dict(color="#222222", width=1)),
-                    showlegend=False, hovertemplate="K = %{x}: %{y:.4f}<extra>" + shown(arm) + ", one seed</extra>", **style, **where)
+    bars = (
+        None
+        if "low" not in means or "high" not in means
+        else dict(
+            type="data",
+            symmetric=False,
+            array=means.high - means.value,
+            arrayminus=means.value - means.low,
+            color="#222222",
+            thickness=1.2,
+            width=3,
+        )
+    )
+    fig.add_bar(
+        x=means.index.astype(str),
+        y=means.value,
+        name=shown(arm),
+        showlegend=legend,
+        error_y=bars,
+        marker_color=colour,
+        marker_pattern_shape="/" if arm in REFERENCES else "",
+        hovertemplate="K = %{x}: %{y:.4f}<extra>" + shown(arm) + "</extra>",
+        **style,
+        **where,
+    )
+    if part.groupby("k").size().max() < 2:
+        return
+    fig.add_scatter(
+        x=part.k.astype(str),
+        y=part.value,
+        mode="markers",
+        marker=dict(color="white", size=5, line=dict(color="#222222", width=1)),
+        showlegend=False,
+        hovertemplate="K = %{x}: %{y:.4f}<extra>" + shown(arm) + ", one seed</extra>",
+        **style,
+        **where,
+    )
 
 # %% ../../nbs/18_figures/03_results.ipynb #6b64c081
 def relative_gain(
@@ -116,18 +182,37 @@ def gain_figure(
     "Relative gain against K by metric and arm: mean of the seeds, band from the worst to the best (the paper's Fig. 3, 4)."
     gains = relative_gain(frame, baseline)
     colours, metrics = arm_colours(frame.arm) | dict(colours or {}), list(dict.fromkeys(frame.metric))
-    fig = panels([METRICS.get(m, m) for m in metrics], title, shared_yaxes=True, horizontal_spacing=.04)
+    fig = panels([METRICS.get(m, m) for m in metrics], title, shared_yaxes=True, horizontal_spacing=0.04)
     for i, metric in enumerate(metrics):
         where = place(i, len(metrics))
         ks = sorted(set(frame.k))
-        fig.add_scatter(x=ks, y=[0] * len(ks), name=f"{shown(baseline)} (baseline)", legendgroup=baseline, mode="lines", showlegend=i == 0,
-                        line=dict(color=colours[baseline], width=1.5, dash="dot"), hoverinfo="skip", **where)
+        fig.add_scatter(
+            x=ks,
+            y=[0] * len(ks),
+            name=f"{shown(baseline)} (baseline)",
+            legendgroup=baseline,
+            mode="lines",
+            showlegend=i == 0,
+            line=dict(color=colours[baseline], width=1.5, dash="dot"),
+            hoverinfo="skip",
+            **where,
+        )
         for arm, part in gains[gains.metric == metric].groupby("arm"):
             by_k = part.groupby("k").gain.agg(["mean", "min", "max", "count"])
-            if by_k["count"].max() > 1: _band(fig, by_k, colours[arm], arm, where)
-            fig.add_scatter(x=by_k.index, y=by_k["mean"], name=shown(arm), legendgroup=arm, mode="lines+markers", showlegend=i == 0,
-                            line=dict(color=colours[arm], width=2.5), marker_size=7,
-                            hovertemplate="K = %{x}: %{y:+.1%}<extra>" + shown(arm) + "</extra>", **where)
+            if by_k["count"].max() > 1:
+                _band(fig, by_k, colours[arm], arm, where)
+            fig.add_scatter(
+                x=by_k.index,
+                y=by_k["mean"],
+                name=shown(arm),
+                legendgroup=arm,
+                mode="lines+markers",
+                showlegend=i == 0,
+                line=dict(color=colours[arm], width=2.5),
+                marker_size=7,
+                hovertemplate="K = %{x}: %{y:+.1%}<extra>" + shown(arm) + "</extra>",
+                **where,
+            )
         fig.update_xaxes(title="K", type="log", tickvals=ks, **where)
     return fig.update_yaxes(tickformat="+.0%", rangemode="tozero").update_yaxes(title=f"gain over {shown(baseline)}", col=1)
 
@@ -135,7 +220,19 @@ def gain_figure(
 def _band(fig, by_k, colour, arm, where):
     "The range of the seeds as a filled band."
     x, y = [*by_k.index, *by_k.index[::-1]], [*by_k["max"], *by_k["min"][::-1]]
-    fig.add_scatter(x=x, y=y, fill="toself", fillcolor=colour, opacity=.18, line_width=0, mode="lines", legendgroup=arm, showlegend=False, hoverinfo="skip", **where)
+    fig.add_scatter(
+        x=x,
+        y=y,
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.18,
+        line_width=0,
+        mode="lines",
+        legendgroup=arm,
+        showlegend=False,
+        hoverinfo="skip",
+        **where,
+    )
 
 # %% ../../nbs/18_figures/03_results.ipynb #c980c68b
 def interval_figure(
@@ -146,25 +243,51 @@ def interval_figure(
     "Relative gain with its interval by metric, K and arm."
     need_columns(compared.reset_index(), ["metric", "arm", "gain", "low", "high", "p_holm"])
     frame = compared.reset_index().dropna(subset="gain")
-    if frame.empty: raise GTIError("compared: holds no gain; it has to come from `compare`, with an arm besides the baseline, and a baseline that finds something")
+    if frame.empty:
+        raise GTIError(
+            "compared: holds no gain; it has to come from `compare`, with an arm besides the baseline, and a baseline that finds something"
+        )
     frame[["metric", "k"]] = frame.metric.str.rsplit("@", n=1, expand=True)
     colours, metrics = arm_colours(compared.index.get_level_values("arm")) | dict(colours or {}), list(dict.fromkeys(frame.metric))
-    fig = panels([METRICS.get(m, m) for m in metrics], title, shared_yaxes=True, horizontal_spacing=.04)
+    fig = panels([METRICS.get(m, m) for m in metrics], title, shared_yaxes=True, horizontal_spacing=0.04)
     for i, metric in enumerate(metrics):
         where = place(i, len(metrics))
-        for arm, part in frame[frame.metric == metric].groupby("arm", sort=False): _interval_dots(fig, part, arm, colours[arm], i == 0, where)
+        for arm, part in frame[frame.metric == metric].groupby("arm", sort=False):
+            _interval_dots(fig, part, arm, colours[arm], i == 0, where)
         ks = sorted(set(frame.k), key=int)
-        fig.update_xaxes(title="K", type="category", categoryorder="array", categoryarray=ks, **where).add_hline(y=0, line=dict(color="#555555", width=1, dash="dot"), **where)
-    return fig.update_yaxes(tickformat="+.0%").update_yaxes(title="gain over the baseline", col=1).update_layout(scattermode="group", scattergap=.3)
+        fig.update_xaxes(title="K", type="category", categoryorder="array", categoryarray=ks, **where).add_hline(
+            y=0, line=dict(color="#555555", width=1, dash="dot"), **where
+        )
+    return (
+        fig.update_yaxes(tickformat="+.0%")
+        .update_yaxes(title="gain over the baseline", col=1)
+        .update_layout(scattermode="group", scattergap=0.3)
+    )
 
 
 def _interval_dots(fig, part, arm, colour, legend, where):
     "The gains of one arm by K, filled where they passed Holm's correction."
     ends = part[["low", "high"]].where(np.isfinite(part[["low", "high"]]).all(axis=1), np.nan)
-    bars = dict(type="data", symmetric=False, array=ends.high - part.gain, arrayminus=part.gain - ends.low, color=colour, thickness=1.5, width=4)
-    symbols = np.where(part.p_holm < .05, "circle", "circle-open")
-    fig.add_scatter(x=part.k, y=part.gain, error_y=bars, mode="markers", marker=dict(color=colour, size=8, symbol=symbols), name=shown(arm), legendgroup=arm, offsetgroup=arm,
-                    showlegend=legend, customdata=part[["low", "high", "p_holm"]], hovertemplate="K = %{x}: %{y:+.1%} (%{customdata[0]:+.0%} to %{customdata[1]:+.0%}), Holm p %{customdata[2]:.3f}<extra>" + shown(arm) + "</extra>", **where)
+    bars = dict(
+        type="data", symmetric=False, array=ends.high - part.gain, arrayminus=part.gain - ends.low, color=colour, thickness=1.5, width=4
+    )
+    symbols = np.where(part.p_holm < 0.05, "circle", "circle-open")
+    fig.add_scatter(
+        x=part.k,
+        y=part.gain,
+        error_y=bars,
+        mode="markers",
+        marker=dict(color=colour, size=8, symbol=symbols),
+        name=shown(arm),
+        legendgroup=arm,
+        offsetgroup=arm,
+        showlegend=legend,
+        customdata=part[["low", "high", "p_holm"]],
+        hovertemplate="K = %{x}: %{y:+.1%} (%{customdata[0]:+.0%} to %{customdata[1]:+.0%}), Holm p %{customdata[2]:.3f}<extra>"
+        + shown(arm)
+        + "</extra>",
+        **where,
+    )
 
 # %% ../../nbs/18_figures/03_results.ipynb #1da502d6
 def curve_figure(
@@ -178,9 +301,20 @@ def curve_figure(
     need_columns(frame, ["line", "x", "value"])
     colours, fig = arm_colours(frame.line) | dict(colours or {}), panels([""], title)
     for line, part in frame.groupby("line", sort=False):
-        mean, style = part.groupby("x").value.mean(), dict(legendgroup=line, line_color=colours[line], hovertemplate=f"{x_title} %{{x}}: %{{y:.4f}}<extra>{shown(line)}</extra>")
+        mean, style = (
+            part.groupby("x").value.mean(),
+            dict(legendgroup=line, line_color=colours[line], hovertemplate=f"{x_title} %{{x}}: %{{y:.4f}}<extra>{shown(line)}</extra>"),
+        )
         fig.add_scatter(x=mean.index, y=mean.to_numpy(), mode="lines+markers", name=shown(line), **style)
-        if part.groupby("x").size().max() > 1: fig.add_scatter(x=part.x, y=part.value, mode="markers", marker=dict(color="white", size=6, line=dict(color=colours[line], width=1)), showlegend=False, **style)
+        if part.groupby("x").size().max() > 1:
+            fig.add_scatter(
+                x=part.x,
+                y=part.value,
+                mode="markers",
+                marker=dict(color="white", size=6, line=dict(color=colours[line], width=1)),
+                showlegend=False,
+                **style,
+            )
     return fig.update_xaxes(title=x_title).update_yaxes(title=y_title, rangemode="tozero")
 
 # %% ../../nbs/18_figures/03_results.ipynb #7552f425
@@ -203,7 +337,15 @@ def codes_figure(
     for level, count in enumerate(counts):
         order = np.argsort(-count, kind="stable")
         names = [shown(f"<{chr(97 + level)}_{k}>") for k in order] if level < 26 else [str(k) for k in order]
-        fig.add_bar(x=np.arange(1, len(count) + 1), y=count[order], text=names, textposition="none", marker_color=PALETTE[level % len(PALETTE)], showlegend=False,
-                    hovertemplate="%{text}: %{y} items<extra></extra>", **place(level, columns))
+        fig.add_bar(
+            x=np.arange(1, len(count) + 1),
+            y=count[order],
+            text=names,
+            textposition="none",
+            marker_color=PALETTE[level % len(PALETTE)],
+            showlegend=False,
+            hovertemplate="%{text}: %{y} items<extra></extra>",
+            **place(level, columns),
+        )
     fig.update_layout(bargap=0)
     return fig.update_xaxes(title="codes, most used first").update_yaxes(title="items", col=1)

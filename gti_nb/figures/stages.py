@@ -17,9 +17,16 @@ from ..core import check_choice
 from .style import REFERENCES, STAGES, arm_colours, need_columns, panels, place, shown
 
 # %% ../../nbs/18_figures/02_stages.ipynb #7c28d2dc
-MEASURES = {"effective_rank": "effective rank", "effective_rank_centred": "effective rank, centred", "stable_rank_centred": "stable rank, centred",
-            "participation_ratio_centred": "participation ratio, centred", "mean_cosine": "mean cosine", "mean_share": "mean share",
-            "spread_ratio": "spread ratio", "median_norm": "median norm"}
+MEASURES = {
+    "effective_rank": "effective rank",
+    "effective_rank_centred": "effective rank, centred",
+    "stable_rank_centred": "stable rank, centred",
+    "participation_ratio_centred": "participation ratio, centred",
+    "mean_cosine": "mean cosine",
+    "mean_share": "mean share",
+    "spread_ratio": "spread ratio",
+    "median_norm": "median norm",
+}
 
 
 def spread_figure(
@@ -38,21 +45,45 @@ def spread_figure(
         for arm, part in frame.groupby("arm"):
             means = part.groupby("stage")[measure].mean().reindex(stages).dropna()
             style = dict(legendgroup=arm, marker_color=colours[arm], hovertemplate="%{y:.4g}<extra>" + shown(arm) + "</extra>")
-            fig.add_scatter(x=[STAGES[s] for s in means.index], y=means, name=shown(arm), mode="lines+markers", line_width=2,
-                            line_color=colours[arm], marker_size=8, showlegend=i == 0, **style, **where)
-            fig.add_scatter(x=part.stage.map(STAGES), y=part[measure], mode="markers", marker_size=4, opacity=.5, showlegend=False, **style, **where)
+            fig.add_scatter(
+                x=[STAGES[s] for s in means.index],
+                y=means,
+                name=shown(arm),
+                mode="lines+markers",
+                line_width=2,
+                line_color=colours[arm],
+                marker_size=8,
+                showlegend=i == 0,
+                **style,
+                **where,
+            )
+            fig.add_scatter(
+                x=part.stage.map(STAGES), y=part[measure], mode="markers", marker_size=4, opacity=0.5, showlegend=False, **style, **where
+            )
         _reference_lines(fig, frame, measure, [STAGES[s] for s in stages], where, i == 0)
-        fig.update_xaxes(type="category", categoryorder="array", categoryarray=[STAGES[s] for s in stages], range=[-.3, len(stages) - .7], **where)
+        fig.update_xaxes(
+            type="category", categoryorder="array", categoryarray=[STAGES[s] for s in stages], range=[-0.3, len(stages) - 0.7], **where
+        )
         fig.update_yaxes(rangemode="tozero", **where)
     return fig
 
 # %% ../../nbs/18_figures/02_stages.ipynb #a8c12f49
 def _reference_lines(fig, frame, measure, x, where, legend):
     for name in ("pretrained", "random"):
-        if f"{measure}_{name}" not in frame: continue
+        if f"{measure}_{name}" not in frame:
+            continue
         y = frame[f"{measure}_{name}"].mean()
-        fig.add_scatter(x=x, y=[y] * len(x), name=name, legendgroup=name, mode="lines", line=dict(color=REFERENCES[name], width=1.5, dash="dash"),
-                        showlegend=legend, hovertemplate="%{y:.4g}<extra>" + name + "</extra>", **where)
+        fig.add_scatter(
+            x=x,
+            y=[y] * len(x),
+            name=name,
+            legendgroup=name,
+            mode="lines",
+            line=dict(color=REFERENCES[name], width=1.5, dash="dash"),
+            showlegend=legend,
+            hovertemplate="%{y:.4g}<extra>" + name + "</extra>",
+            **where,
+        )
 
 # %% ../../nbs/18_figures/02_stages.ipynb #b872e4a0
 def rsa_figure(
@@ -63,10 +94,10 @@ def rsa_figure(
 ) -> go.Figure:
     "RSA by level, arm and stage: bars are means of the seeds, dots the seeds (the paper's Fig. 7b)."
     prefix = f"rsa_{check_choice('measure', measure, ['pearson', 'spearman'])}_level"
-    levels = sorted(int(c[len(prefix):]) for c in frame if str(c).startswith(prefix)) or [1]
+    levels = sorted(int(c[len(prefix) :]) for c in frame if str(c).startswith(prefix)) or [1]
     need_columns(frame, ["arm", "stage", *(f"{prefix}{l}" for l in levels)])
     colours, stages = arm_colours(frame.arm) | dict(colours or {}), [s for s in STAGES if s in set(frame.stage)]
-    fig = panels([STAGES[s] for s in stages], title, shared_yaxes=True, horizontal_spacing=.03)
+    fig = panels([STAGES[s] for s in stages], title, shared_yaxes=True, horizontal_spacing=0.03)
     seen = set()
     for i, stage in enumerate(stages):
         for arm, part in frame[frame.stage == stage].groupby("arm"):
@@ -74,16 +105,36 @@ def rsa_figure(
             _rsa_bars(fig, values, arm, colours[arm], arm not in seen, place(i, len(stages)))
             seen.add(arm)
     fig.update_yaxes(title=f"{measure.title()} correlation", col=1).update_yaxes(zeroline=True, zerolinecolor="#888888")
-    return fig.update_layout(barmode="group", scattermode="group", scattergap=.2)
+    return fig.update_layout(barmode="group", scattermode="group", scattergap=0.2)
 
 # %% ../../nbs/18_figures/02_stages.ipynb #d35a39d3
 def _rsa_bars(fig, values, arm, colour, legend, where):
     "One arm at one stage: a bar for each level, a dot for each seed."
     means, style = values.mean(), dict(name=shown(arm), legendgroup=arm, offsetgroup=arm)
-    fig.add_bar(x=means.index, y=means.fillna(0), text=["undefined" if np.isnan(m) else "" for m in means], textposition="outside",
-                textangle=-90, cliponaxis=False, customdata=[f"{m:.3f}" for m in means], showlegend=legend,
-                hovertemplate="%{x}: %{customdata}<extra>" + shown(arm) + "</extra>", marker_color=colour, **style, **where)
-    if len(values) < 2: return
+    fig.add_bar(
+        x=means.index,
+        y=means.fillna(0),
+        text=["undefined" if np.isnan(m) else "" for m in means],
+        textposition="outside",
+        textangle=-90,
+        cliponaxis=False,
+        customdata=[f"{m:.3f}" for m in means],
+        showlegend=legend,
+        hovertemplate="%{x}: %{customdata}<extra>" + shown(arm) + "</extra>",
+        marker_color=colour,
+        **style,
+        **where,
+    )
+    if len(values) < 2:
+        return
     dots = values.melt(var_name="level").dropna()
-    fig.add_scatter(x=dots.level, y=dots.value, mode="markers", showlegend=False, marker=dict(color="white", size=5, line=dict(color="#222222", width=1)),
-                    hovertemplate="%{x}: %{y:.3f}<extra>" + shown(arm) + ", one seed</extra>", **style, **where)
+    fig.add_scatter(
+        x=dots.level,
+        y=dots.value,
+        mode="markers",
+        showlegend=False,
+        marker=dict(color="white", size=5, line=dict(color="#222222", width=1)),
+        hovertemplate="%{x}: %{y:.3f}<extra>" + shown(arm) + ", one seed</extra>",
+        **style,
+        **where,
+    )

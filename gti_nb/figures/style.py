@@ -21,8 +21,18 @@ from ..core import GTIError, write_atomic
 
 # %% ../../nbs/18_figures/00_style.ipynb #5ad85fda
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-REFERENCES = {"pretrained": "#555555", "random": "#A6A6A6", "popularity": "#C4C4C4", "repeat-last": "#B0B0B0", "transitions": "#555555", "item-knn": "#787878", "text-knn": "#999999", "sasrec": "#333333",
-              "tf-idf": "#C4C4C4", "tf-idf, asked": "#787878"}
+REFERENCES = {
+    "pretrained": "#555555",
+    "random": "#A6A6A6",
+    "popularity": "#C4C4C4",
+    "repeat-last": "#B0B0B0",
+    "transitions": "#555555",
+    "item-knn": "#787878",
+    "text-knn": "#999999",
+    "sasrec": "#333333",
+    "tf-idf": "#C4C4C4",
+    "tf-idf, asked": "#787878",
+}
 STAGES = {"init": "at initialization", "grounded": "after grounding", "grounded_full": "after the second stage", "sft": "after fine-tuning"}
 
 
@@ -36,15 +46,32 @@ def arm_colours(
 
 # %% ../../nbs/18_figures/00_style.ipynb #a397c3aa
 def _template():
-    axis = dict(showgrid=True, gridcolor="#E8E8E8", zeroline=False, showline=True, linecolor="#888888", ticks="outside",
-                tickcolor="#888888", ticklen=4, automargin=True, title=dict(standoff=8, font=dict(size=13)))
+    axis = dict(
+        showgrid=True,
+        gridcolor="#E8E8E8",
+        zeroline=False,
+        showline=True,
+        linecolor="#888888",
+        ticks="outside",
+        tickcolor="#888888",
+        ticklen=4,
+        automargin=True,
+        title=dict(standoff=8, font=dict(size=13)),
+    )
     layout = go.Layout(
         font=dict(family="system-ui, 'Segoe UI', Helvetica, Arial, sans-serif", size=12, color="#222222"),
-        title=dict(x=0, xref="container", xanchor="left", pad=dict(l=16), y=1, yref="container", yanchor="top",
-                   font=dict(size=17)),
-        paper_bgcolor="white", plot_bgcolor="white", colorway=PALETTE, xaxis=axis, yaxis=axis,
+        title=dict(x=0, xref="container", xanchor="left", pad=dict(l=16), y=1, yref="container", yanchor="top", font=dict(size=17)),
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        colorway=PALETTE,
+        xaxis=axis,
+        yaxis=axis,
         legend=dict(bgcolor="rgba(255,255,255,0.8)", title=dict(font=dict(size=12))),
-        hoverlabel=dict(align="left"), margin=dict(l=60, r=24, t=84, b=56), bargap=0.2, bargroupgap=0.06)
+        hoverlabel=dict(align="left"),
+        margin=dict(l=60, r=24, t=84, b=56),
+        bargap=0.2,
+        bargroupgap=0.06,
+    )
     return go.layout.Template(layout=layout)
 
 
@@ -90,7 +117,8 @@ def need_columns(
 ) -> None:
     "Refuse a frame that lacks a column."
     missing = [c for c in columns if c not in frame]
-    if missing: raise GTIError(f"frame: columns {', '.join(missing)} are missing, got {', '.join(map(str, frame.columns)) or 'none'}")
+    if missing:
+        raise GTIError(f"frame: columns {', '.join(missing)} are missing, got {', '.join(map(str, frame.columns)) or 'none'}")
 
 # %% ../../nbs/18_figures/00_style.ipynb #9811060c
 def save_figure(
@@ -104,7 +132,8 @@ def save_figure(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "plotly.min.js"
-    if not library.exists(): write_atomic(library, get_plotlyjs())
+    if not library.exists():
+        write_atomic(library, get_plotlyjs())
     write_atomic(folder / f"{name}.json", fig.to_json())
     page = fig.to_html(include_plotlyjs="directory", div_id=name, config={"displaylogo": False, "responsive": True})
     write_atomic(folder / f"{name}.html", page)

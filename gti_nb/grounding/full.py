@@ -9,21 +9,24 @@ __all__ = ['PairLoss', 'FullConfig', 'ground_full']
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import TrainerCallback
+
 from ..core import GTIError, check_choice, pick_dtype
 from .loss import GroundingLoss, encode_pairs
-from .prefix_cache import pad
 from .pairs import GroundingPairs
-from .stage import GroundingConfig, stage_key, batch_part, batch_schedule, heldout_loss
+from .prefix_cache import pad
+from .stage import GroundingConfig, batch_part, batch_schedule, heldout_loss, stage_key
 from ..model.extended import ExtendedModel
-from ..training.stage import Checkpoints, StageResult, train_stage
 from ..model.losses import stage_flops, target_loss
+from ..training.stage import Checkpoints, StageResult, train_stage
 
 # %% ../../nbs/10_grounding/05_full.ipynb #60426a5f
 class PairLoss(nn.Module):
     "Mean loss of a batch of encoded pairs as a function of all parameters."
+
     def __init__(self, extended: ExtendedModel):
         super().__init__()
         self.model = extended.model
@@ -42,14 +45,18 @@ class PairLoss(nn.Module):
 @dataclass
 class FullConfig(GroundingConfig):
     "Settings of the second stage; those of `GroundingConfig` and:"
+
     learning_rate: float = 1e-4  # peak, of the pretrained weights
     learning_rate_new: float = 1e-3  # peak, of the new rows
     pretrained_rows: str = "frozen"  # "frozen" or "trained"; training them is much slower on a CPU
 
     def __post_init__(self):
-        super().__post_init__(); check_choice("pretrained_rows", self.pretrained_rows, ["frozen", "trained"])
-        if self.soften: raise GTIError("soften: the second stage trains on the items' own codes; leave it at 0")
-        if self.eval_steps: raise GTIError("eval_steps: the second stage looks at the held-out pairs before and after only; leave it at 0")
+        super().__post_init__()
+        check_choice("pretrained_rows", self.pretrained_rows, ["frozen", "trained"])
+        if self.soften:
+            raise GTIError("soften: the second stage trains on the items' own codes; leave it at 0")
+        if self.eval_steps:
+            raise GTIError("eval_steps: the second stage looks at the held-out pairs before and after only; leave it at 0")
 
 
 def ground_full(
@@ -67,17 +74,43 @@ def ground_full(
     before, loss = extended.pretrained_hash(backbone=False), PairLoss(extended)
     train, held = (encode_pairs(extended, p, config.max_text_tokens) for p in (pairs.train, pairs.heldout))
     schedule, heldout = batch_schedule(train, config), dict(before=_measured(loss, held))
-    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, stage_key(extended, pairs, config), force)
-    groups = [dict(params=extended.backbone_parameters() + extended.pretrained_row_parameters() * trained_old, lr=config.learning_rate), dict(params=extended.new_parameters(), lr=config.learning_rate_new)]
-    records, seconds, resumed = train_stage("grounding_full", loss, lambda step, part, parts: batch_part(train, schedule[step], part, parts), groups, config.steps,
-        warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, accumulation=config.gradient_accumulation_steps,
-        autocast=pick_dtype(config.precision, extended.device) == torch.bfloat16, device=extended.device, seed=config.seed, checkpoints=checkpoints, callbacks=callbacks, report_to=config.report_to, show=progress)
+    checkpoints = (
+        None
+        if out_dir is None or not config.save_steps
+        else Checkpoints(Path(out_dir) / "checkpoints", config.save_steps, stage_key(extended, pairs, config), force)
+    )
+    groups = [
+        dict(params=extended.backbone_parameters() + extended.pretrained_row_parameters() * trained_old, lr=config.learning_rate),
+        dict(params=extended.new_parameters(), lr=config.learning_rate_new),
+    ]
+    records, seconds, resumed = train_stage(
+        "grounding_full",
+        loss,
+        lambda step, part, parts: batch_part(train, schedule[step], part, parts),
+        groups,
+        config.steps,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.lr_scheduler_type,
+        accumulation=config.gradient_accumulation_steps,
+        autocast=pick_dtype(config.precision, extended.device) == torch.bfloat16,
+        device=extended.device,
+        seed=config.seed,
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+        report_to=config.report_to,
+        show=progress,
+    )
     heldout["after"] = _measured(loss, held)
-    if not trained_old and extended.pretrained_hash(backbone=False) != before: raise GTIError("grounding: the old rows changed although pretrained_rows='frozen'. Please report this")
+    if not trained_old and extended.pretrained_hash(backbone=False) != before:
+        raise GTIError("grounding: the old rows changed although pretrained_rows='frozen'. Please report this")
     tokens = sum(len(rows) * max(len(p) + len(r) for p, r in zip(train.prefix.iloc[rows], train.rest.iloc[rows])) for rows in schedule)
     targets = sum(int(train.n_targets.iloc[rows].sum()) for rows in schedule)
-    return StageResult(records, seconds, tokens, stage_flops(extended, trained=tokens, targets=targets, pretrained_rows=trained_old), heldout, resumed)
+    return StageResult(
+        records, seconds, tokens, stage_flops(extended, trained=tokens, targets=targets, pretrained_rows=trained_old), heldout, resumed
+    )
+
 
 def _measured(loss: PairLoss, held) -> dict[str, float]:
     "Held-out loss with dropout off."
-    loss.eval(); return heldout_loss(loss, held)
+    loss.eval()
+    return heldout_loss(loss, held)

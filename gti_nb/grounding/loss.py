@@ -8,17 +8,20 @@ __all__ = ['encode_pairs', 'GroundingLoss', 'reference_loss']
 # %% ../../nbs/10_grounding/03_loss.ipynb #07eaf1fe
 from collections.abc import Callable
 from dataclasses import replace
+
 import pandas as pd
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
 from ..core import GTIError
 from .prefix_cache import Frozen, PrefixCache, pad, past_cache
-from ..prompts import encode_template, fill
 from ..model.extended import ExtendedModel
 from ..model.losses import target_loss
+from ..prompts import encode_template, fill
 
 # %% ../../nbs/10_grounding/03_loss.ipynb #6b571a9c
 def encode_pairs(
@@ -29,51 +32,73 @@ def encode_pairs(
     "Token ids of every pair, cut in front of its first new token."
     tokenizer, encoded = extended.tokenizer, []
     most = max((max(rows) for rows in pairs["rows"]), default=-1)
-    if most >= extended.n_new: raise GTIError(f"pairs: name the new row {most}, the model has {extended.n_new} new rows; make the pairs from this model's semantic IDs or words")
+    if most >= extended.n_new:
+        raise GTIError(
+            f"pairs: name the new row {most}, the model has {extended.n_new} new rows; make the pairs from this model's semantic IDs or words"
+        )
     prompts = {key: encode_template(tokenizer, *key) for key in set(zip(pairs.form, pairs.wording))}
-    cut = lambda text: tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:max_text_tokens]) if len(text) > max_text_tokens else text
+    cut = lambda text: (
+        tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:max_text_tokens]) if len(text) > max_text_tokens else text
+    )
     for pair in pairs.itertuples():
         prompt = prompts[pair.form, pair.wording]
-        ids, start = fill(prompt, title=cut(pair.title), description=cut(pair.description), text=cut(pair.text), sid=[extended.n_pretrained + r for r in pair.rows])
+        ids, start = fill(
+            prompt,
+            title=cut(pair.title),
+            description=cut(pair.description),
+            text=cut(pair.text),
+            sid=[extended.n_pretrained + r for r in pair.rows],
+        )
         first = next(k for k, i in enumerate(ids) if i >= extended.n_pretrained)
-        encoded.append((f"{pair.template}/{pair.wording}", pair.direction, ids[:first], len(prompt.pieces[0]), ids[first:], len(ids) - start))
+        encoded.append(
+            (f"{pair.template}/{pair.wording}", pair.direction, ids[:first], len(prompt.pieces[0]), ids[first:], len(ids) - start)
+        )
     return pd.DataFrame(encoded, columns=["template", "direction", "prefix", "fixed", "rest", "n_targets"])
 
 # %% ../../nbs/10_grounding/03_loss.ipynb #e953944d
-def _attend_in_fp32(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **settings) -> tuple[torch.Tensor, None]:
+def _attend_in_fp32(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **settings
+) -> tuple[torch.Tensor, None]:
     "transformers' fused attention, computed in fp32."
     mask = attention_mask.float() if attention_mask is not None and attention_mask.is_floating_point() else attention_mask
     return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **settings)[0].to(query.dtype), None
 
-AttentionInterface.register("sdpa_fp32", _attend_in_fp32); AttentionMaskInterface.register("sdpa_fp32", sdpa_mask)
+
+AttentionInterface.register("sdpa_fp32", _attend_in_fp32)
+AttentionMaskInterface.register("sdpa_fp32", sdpa_mask)
 
 # %% ../../nbs/10_grounding/03_loss.ipynb #fd026102
 class _Known(torch.autograd.Function):
     "A loss whose gradients are known already."
+
     @staticmethod
     def forward(ctx, loss, gradients, *parameters):
         ctx.gradients = gradients
         return loss.clone()
 
     @staticmethod
-    def backward(ctx, grad): return None, None, *(g * grad for g in ctx.gradients)
+    def backward(ctx, grad):
+        return None, None, *(g * grad for g in ctx.gradients)
 
 
 def _in_parts(loss: Callable[[slice], torch.Tensor], parts: list[slice], parameters: list[nn.Parameter]) -> torch.Tensor:
     "The sum of the losses of all parts; its gradient reaches `parameters` and nothing else."
     parameters = [p for p in parameters if p.requires_grad]
-    if not torch.is_grad_enabled() or not parameters: return sum(loss(part) for part in parts)
+    if not torch.is_grad_enabled() or not parameters:
+        return sum(loss(part) for part in parts)
     total, gradients = 0.0, [torch.zeros_like(p) for p in parameters]
     for part in parts:
         one = loss(part)
         for known, g in zip(gradients, torch.autograd.grad(one, parameters, allow_unused=True)):
-            if g is not None: known += g
+            if g is not None:
+                known += g
         total = total + one.detach()
     return _Known.apply(total, gradients, *parameters)
 
 # %% ../../nbs/10_grounding/03_loss.ipynb #2ab07e0d
 class GroundingLoss(nn.Module):
     "Mean loss of a batch of encoded pairs as a function of the new rows alone."
+
     def __init__(
         self,
         extended: ExtendedModel,
@@ -82,28 +107,45 @@ class GroundingLoss(nn.Module):
     ):
         super().__init__()
         self.model = extended.model if model is None else model
-        if self.model is not extended.model and self.model.device.type == "cpu" and self.model.config._attn_implementation == "sdpa": self.model.set_attn_implementation("sdpa_fp32")
+        if self.model is not extended.model and self.model.device.type == "cpu" and self.model.config._attn_implementation == "sdpa":
+            self.model.set_attn_implementation("sdpa_fp32")
         self.__dict__["extended"] = extended  # not a submodule
         self.prefixes = PrefixCache(extended, self.model, cache_bytes)
-        self.part_tokens = 256 if self.model.device.type == "cpu" else 8192  # fed at a time; what a CPU needs to be busy, and what a GPU does
+        self.part_tokens = (
+            256 if self.model.device.type == "cpu" else 8192
+        )  # fed at a time; what a CPU needs to be busy, and what a GPU does
 
-    def train(self, mode: bool = True): return super().train(False)  # dropout would make the frozen prefix wrong
+    def train(self, mode: bool = True):
+        return super().train(False)  # dropout would make the frozen prefix wrong
 
-    def forward(self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], fixed: int = 1, soft: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def forward(
+        self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], fixed: int = 1, soft: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         "Token ids of prefixes, whose first `fixed` are the same, and of rests, whose last `n_targets` are targets; `soft`, from text to semantic ID, has per level the share of every code in the target [n, K]."
         start, texts = tuple(prefix[0][:fixed]), [tuple(p[fixed:]) for p in prefix]
-        part = lambda rows: self._sum(start, texts[rows], rest[rows], n_targets[rows], None if soft is None else [shares[rows] for shares in soft])
+        part = lambda rows: self._sum(
+            start, texts[rows], rest[rows], n_targets[rows], None if soft is None else [shares[rows] for shares in soft]
+        )
         return _in_parts(part, self._parts(texts, rest), self.extended.new_parameters()) / sum(n_targets)
 
     def _parts(self, texts: list[tuple[int, ...]], rest: list[list[int]]) -> list[slice]:
         "Cut a batch so that no part feeds too many tokens; eight of the past take the room of one that is fed."
         parts, first, most = [], 0, 0
         for row, cost in enumerate(len(r) + len(t) // 8 for t, r in zip(texts, rest)):
-            if row > first and (row + 1 - first) * max(most, cost) > self.part_tokens: parts.append(slice(first, row)); first, most = row, 0
+            if row > first and (row + 1 - first) * max(most, cost) > self.part_tokens:
+                parts.append(slice(first, row))
+                first, most = row, 0
             most = max(most, cost)
         return [*parts, slice(first, len(rest))]
 
-    def _sum(self, start: tuple[int, ...], texts: list[tuple[int, ...]], rest: list[list[int]], n_targets: list[int], soft: list[torch.Tensor] | None) -> torch.Tensor:
+    def _sum(
+        self,
+        start: tuple[int, ...],
+        texts: list[tuple[int, ...]],
+        rest: list[list[int]],
+        n_targets: list[int],
+        soft: list[torch.Tensor] | None,
+    ) -> torch.Tensor:
         "Sum of the losses of all targets."
         shared, device = self.prefixes.shared(start), self.model.device
         states = self.prefixes.own(start, texts) if any(texts) else [replace(shared, kv=shared.kv[..., :0, :])] * len(texts)
@@ -118,7 +160,8 @@ class GroundingLoss(nn.Module):
             hidden = rest_states[scored[:, 1:]]
             total = total + target_loss(self.extended, self.model.get_output_embeddings(), hidden, ids[:, 1:][scored[:, 1:]]) * len(hidden)
             levels += rest_states.unbind(1)
-        for level, shares in enumerate(soft or ()): total = total + self._softened(level, levels[level], ids[:, level], shares)
+        for level, shares in enumerate(soft or ()):
+            total = total + self._softened(level, levels[level], ids[:, level], shares)
         return total
 
     def _softened(self, level: int, hidden: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -127,11 +170,14 @@ class GroundingLoss(nn.Module):
         codes = slice(sids.offsets[level], sids.offsets[level] + sids.level_sizes[level])
         bias = None if head.new_bias is None else head.new_bias[codes].to(hidden.dtype)
         logits = self.extended.soft_cap(F.linear(hidden, head.rows.new[codes].to(hidden.dtype), bias)).float()
-        return (logits.gather(1, ids[:, None] - self.extended.n_pretrained - codes.start)[:, 0] - (shares.to(logits.device) * logits).sum(1)).sum()
+        return (
+            logits.gather(1, ids[:, None] - self.extended.n_pretrained - codes.start)[:, 0] - (shares.to(logits.device) * logits).sum(1)
+        ).sum()
 
     def _first(self, states: list[Frozen], ids: torch.Tensor) -> torch.Tensor:
         "Sum of the losses of the first codes [n]: the old rows' part of the normalizer is known."
-        if not states: return torch.zeros((), device=ids.device)
+        if not states:
+            return torch.zeros((), device=ids.device)
         head, hidden = self.model.get_output_embeddings(), torch.stack([s.hidden for s in states])
         bias = None if head.new_bias is None else head.new_bias.to(hidden.dtype)
         logits = self.extended.soft_cap(F.linear(hidden, head.rows.new.to(hidden.dtype), bias)).float()
@@ -142,28 +188,36 @@ class GroundingLoss(nn.Module):
         "Hidden states of the rest [batch, tokens, d] behind the template's beginning and the items' own texts."
         fixed, lengths = shared.shape[3], shared.shape[3] + torch.tensor([kv.shape[3] for kv in own], device=ids.device)
         width, n = int(lengths.max()), ids.shape[1]
-        past = shared.new_zeros(*shared.shape[:2], len(own), shared.shape[2], width, shared.shape[4])  # [layers, 2, batch, heads, tokens, d_head]
+        past = shared.new_zeros(
+            *shared.shape[:2], len(own), shared.shape[2], width, shared.shape[4]
+        )  # [layers, 2, batch, heads, tokens, d_head]
         past[..., :fixed, :] = shared[:, :, None]
-        for b, kv in enumerate(own): past[:, :, b, :, fixed:fixed + kv.shape[3]] = kv
+        for b, kv in enumerate(own):
+            past[:, :, b, :, fixed : fixed + kv.shape[3]] = kv
         at, step = torch.arange(width + n, device=ids.device), torch.arange(n, device=ids.device)
         seen = (at < lengths[:, None, None]) | ((at >= width) & (at - width <= step[:, None]))  # [batch, n, width + n]
         mask = torch.zeros(seen.shape, dtype=shared.dtype, device=ids.device).masked_fill(~seen, torch.finfo(shared.dtype).min)[:, None]
-        return self.model.base_model(input_ids=ids, past_key_values=past_cache(past), attention_mask=mask, position_ids=lengths[:, None] + step, use_cache=True).last_hidden_state
+        return self.model.base_model(
+            input_ids=ids, past_key_values=past_cache(past), attention_mask=mask, position_ids=lengths[:, None] + step, use_cache=True
+        ).last_hidden_state
 
 # %% ../../nbs/10_grounding/03_loss.ipynb #75c2b1c7
 def reference_loss(
     extended: ExtendedModel,
-    prefix: list[list[int]], rest: list[list[int]], n_targets: list[int],  # a batch as `GroundingLoss` takes it
+    prefix: list[list[int]],
+    rest: list[list[int]],
+    n_targets: list[int],  # a batch as `GroundingLoss` takes it
 ) -> tuple[float, torch.Tensor]:  # loss; gradient of the new rows [n_new, d] (of the head's too if untied: [2, n_new, d])
     "Algorithm 1 of the paper: full matrix, full prompt, masked gradient. Slow; for checking."
     plain = extended.merge().eval()
     rows = [p + r for p, r in zip(prefix, rest)]
     ids = pad(rows).to(plain.device)
     labels = torch.full_like(ids, -100)
-    for b, (row, n) in enumerate(zip(rows, n_targets)): labels[b, len(row) - n:len(row)] = ids[b, len(row) - n:len(row)]
+    for b, (row, n) in enumerate(zip(rows, n_targets)):
+        labels[b, len(row) - n : len(row)] = ids[b, len(row) - n : len(row)]
     attend = torch.tensor([[1] * len(r) + [0] * (ids.shape[1] - len(r)) for r in rows], device=plain.device)
     loss = plain(input_ids=ids, attention_mask=attend, labels=labels).loss
     loss.backward()
     matrices = [plain.get_input_embeddings()] + ([] if extended.tied else [plain.get_output_embeddings()])
-    grads = [m.weight.grad[extended.n_pretrained:] for m in matrices]
+    grads = [m.weight.grad[extended.n_pretrained :] for m in matrices]
     return loss.item(), grads[0] if extended.tied else torch.stack(grads)

@@ -9,23 +9,28 @@ __all__ = ['WORDS', 'GroundingPairs', 'grounding_pairs', 'described_pairs']
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
+
 from ..core import GTIError, check_choice
 from ..data.dataset import RecDataset
+from ..model.extended import ExtendedModel
 from ..prompts import GROUNDING, Template
 from ..sid.codes import SemanticIds
-from ..model.extended import ExtendedModel
 
 # %% ../../nbs/10_grounding/00_pairs.ipynb #1dd75d12
 @dataclass
 class GroundingPairs:
     "Texts, and the new tokens that they stand for, side by side."
+
     train: pd.DataFrame  # template (its name), form (the template), wording, direction ("text_to_sid" or "sid_to_text"), rows (new rows of the tokens), title, description, text; for items also item (row)
     heldout: pd.DataFrame  # the same for items, or texts about words, that training never shows
     left_out: int = 0  # pairs that lack the text a template asks for
 
-    def __repr__(self): return f"GroundingPairs({len(self.train)} for training, {len(self.heldout)} held out, {self.left_out} left out for want of text)"
+    def __repr__(self):
+        return f"GroundingPairs({len(self.train)} for training, {len(self.heldout)} held out, {self.left_out} left out for want of text)"
+
 
 def _of_template(texts: pd.DataFrame, template: Template, wordings: int, seed: int) -> pd.DataFrame:
     "The pairs of one template: of the lines that have all the text it asks for."
@@ -33,6 +38,7 @@ def _of_template(texts: pd.DataFrame, template: Template, wordings: int, seed: i
     texts = texts[(texts[asked] != "").all(axis=1)]
     drawn = np.random.default_rng(seed).integers(min(wordings, len(template.wordings)), size=len(texts))
     return texts.assign(template=template.name, form=template, wording=drawn, direction=template.direction)
+
 
 def _pairs(texts: pd.DataFrame, held: np.ndarray, templates: Sequence[Template], wordings: int, seed: int) -> GroundingPairs:
     "The pairs of all templates, divided by which lines are held out."
@@ -50,36 +56,62 @@ def grounding_pairs(
     seed: int = 0,  # of the choice of held-out items and of wordings
 ) -> GroundingPairs:
     "One pair per item and template (paper, appendix)."
-    if dataset.n_items != sids.n_items: raise GTIError(f"sids: made for {sids.n_items} items, the data set has {dataset.n_items}; tokenize this data set")
-    if not 0 <= holdout <= 0.5: raise GTIError(f"holdout: got {holdout}, allowed: 0 to 0.5")
-    if not templates or isinstance(templates, str): raise GTIError(f"templates: got {templates!r}, expected a list of names: {', '.join(GROUNDING)}")
-    for name in templates: check_choice("template", name, GROUNDING)
+    if dataset.n_items != sids.n_items:
+        raise GTIError(f"sids: made for {sids.n_items} items, the data set has {dataset.n_items}; tokenize this data set")
+    if not 0 <= holdout <= 0.5:
+        raise GTIError(f"holdout: got {holdout}, allowed: 0 to 0.5")
+    if not templates or isinstance(templates, str):
+        raise GTIError(f"templates: got {templates!r}, expected a list of names: {', '.join(GROUNDING)}")
+    for name in templates:
+        check_choice("template", name, GROUNDING)
     most = min(len(GROUNDING[n].wordings) for n in templates)
-    if not 1 <= wordings <= most: raise GTIError(f"wordings: got {wordings}, allowed: 1 to {most}")
-    items = pd.DataFrame(dict(item=np.arange(dataset.n_items), rows=list(map(tuple, sids.token_index.tolist())), title=dataset.items.title.to_list(), description=dataset.items.description.to_list(), text=dataset.texts()))
-    held = np.random.default_rng(seed).permutation(dataset.n_items)[:round(holdout * dataset.n_items)]
+    if not 1 <= wordings <= most:
+        raise GTIError(f"wordings: got {wordings}, allowed: 1 to {most}")
+    items = pd.DataFrame(
+        dict(
+            item=np.arange(dataset.n_items),
+            rows=list(map(tuple, sids.token_index.tolist())),
+            title=dataset.items.title.to_list(),
+            description=dataset.items.description.to_list(),
+            text=dataset.texts(),
+        )
+    )
+    held = np.random.default_rng(seed).permutation(dataset.n_items)[: round(holdout * dataset.n_items)]
     return _pairs(items, items["item"].isin(held), [GROUNDING[n] for n in dict.fromkeys(templates)], wordings, seed)
 
 # %% ../../nbs/10_grounding/00_pairs.ipynb #e9163df8
-WORDS = {t.name: t for t in (
-    Template("text_to_word", "Which of the new words does this text call for?\n{text}", "{sid}"),
-    Template("word_to_text", "What does this new word stand for?\n{sid}", "{text}", end=True))}
+WORDS = {
+    t.name: t
+    for t in (
+        Template("text_to_word", "Which of the new words does this text call for?\n{text}", "{sid}"),
+        Template("word_to_text", "What does this new word stand for?\n{sid}", "{text}", end=True),
+    )
+}
 _TEXT = {"title", "description", "text"}  # slots that texts go into
+
 
 def _check_template(what: str, template: Template, user: set[str], answer: set[str]) -> None:
     "Refuse a template whose slots are not those of its side."
     for part, allowed in [*((w, user) for w in template.wordings), (template.answer, answer)]:
         slots = set(re.findall(r"\{(\w+)\}", part))
-        if not slots or not slots <= allowed: raise GTIError(f"{what}: {template.name!r} has the slots {sorted(slots)} in {part!r}, allowed there: {', '.join(sorted(allowed))}, at least one")
+        if not slots or not slots <= allowed:
+            raise GTIError(
+                f"{what}: {template.name!r} has the slots {sorted(slots)} in {part!r}, allowed there: {', '.join(sorted(allowed))}, at least one"
+            )
+
 
 def _further(extended: ExtendedModel, more: Sequence) -> list[tuple[str, list[int]]]:
     "Checked further texts, with the new rows of their tokens."
     row, found = {name: i for i, name in enumerate(extended.token_names)}, []
     for i, pair in enumerate(more):
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], str): raise GTIError(f"more: pair {i} is {pair!r}, expected (text, token) or (text, [token, ...])")
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise GTIError(f"more: pair {i} is {pair!r}, expected (text, token) or (text, [token, ...])")
         tokens = list(pair[1]) if isinstance(pair[1], (list, tuple)) else [pair[1]]
         unknown = [t for t in tokens if not isinstance(t, str) or t not in row]
-        if unknown or not tokens: raise GTIError(f"more: the tokens of pair {i} are {tokens!r}, expected names among the {len(row)} new tokens, such as {extended.token_names[0]!r}")
+        if unknown or not tokens:
+            raise GTIError(
+                f"more: the tokens of pair {i} are {tokens!r}, expected names among the {len(row)} new tokens, such as {extended.token_names[0]!r}"
+            )
         found.append((pair[0], [row[t] for t in tokens]))
     return found
 
@@ -101,12 +133,24 @@ def described_pairs(
     seed: int = 0,  # of the choice of held-out texts and of wordings, if a template has several
 ) -> GroundingPairs:
     "Every description and every further text with its tokens, a pair in each direction."
-    if extended.pairs is None: raise GTIError("extended: its new tokens are codes of items, not described words; take grounding_pairs(dataset, sids)")
-    if not 0 <= holdout <= 0.5: raise GTIError(f"holdout: got {holdout}, allowed: 0 to 0.5")
+    if extended.pairs is None:
+        raise GTIError("extended: its new tokens are codes of items, not described words; take grounding_pairs(dataset, sids)")
+    if not 0 <= holdout <= 0.5:
+        raise GTIError(f"holdout: got {holdout}, allowed: 0 to 0.5")
     _check_template("ask", ask, _TEXT, {"sid"})
-    if tell is not None: _check_template("tell", tell, {"sid"}, _TEXT)
-    if ask.answer != "{sid}" or (tell is not None and tell.name == ask.name): raise GTIError(f"ask: {ask.name!r} answers with {ask.answer!r}, expected '{{sid}}' and a name that tell does not have")
-    texts = pd.DataFrame([(text, tuple(rows)) for text, rows in [*extended.pairs, *_further(extended, more)]], columns=["text", "rows"]).drop_duplicates()
+    if tell is not None:
+        _check_template("tell", tell, {"sid"}, _TEXT)
+    if ask.answer != "{sid}" or (tell is not None and tell.name == ask.name):
+        raise GTIError(f"ask: {ask.name!r} answers with {ask.answer!r}, expected '{{sid}}' and a name that tell does not have")
+    texts = pd.DataFrame(
+        [(text, tuple(rows)) for text, rows in [*extended.pairs, *_further(extended, more)]], columns=["text", "rows"]
+    ).drop_duplicates()
     held = _held_texts(texts[~texts.text.isin({"", *(text for text, _ in extended.pairs)})].drop_duplicates("text"), holdout, seed)
     templates = [t for t in (ask, tell) if t is not None]
-    return _pairs(texts.assign(title=texts.text, description=texts.text), texts.text.isin(held), templates, max(len(t.wordings) for t in templates), seed)
+    return _pairs(
+        texts.assign(title=texts.text, description=texts.text),
+        texts.text.isin(held),
+        templates,
+        max(len(t.wordings) for t in templates),
+        seed,
+    )

@@ -12,11 +12,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
-from torch import nn
 from fastcore.basics import patch
+from torch import nn
 from transformers import DynamicCache
+
 from ..model.extended import ExtendedModel
 
 # %% ../../nbs/10_grounding/02_prefix_cache.ipynb #b645bb04
@@ -29,28 +31,34 @@ def pad(rows: list[list[int]], value: int = 0) -> torch.Tensor:
 def past_cache(states: torch.Tensor | None) -> DynamicCache:
     "A cache filled with keys and values [layers, 2, batch, heads, tokens, d_head]."
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate([] if states is None else states): cache.update(keys, values, layer)
+    for layer, (keys, values) in enumerate([] if states is None else states):
+        cache.update(keys, values, layer)
     return cache
 
 
 @dataclass
 class Frozen:
     "What is known of a prompt that holds no new token."
+
     kv: torch.Tensor  # keys and values [layers, 2, heads, tokens, d_head] behind the template's beginning
     hidden: torch.Tensor  # last hidden state [d]
     pretrained_lse: torch.Tensor  # log of the sum of exp(logit) over the old rows, fp32 scalar
 
-    def bytes(self) -> int: return sum(t.numel() * t.element_size() for t in (self.kv, self.hidden, self.pretrained_lse))
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.kv, self.hidden, self.pretrained_lse))
 
 
 class TensorFile:
     "Tensors in a temporary file without a name."
-    def __init__(self): self.file = tempfile.TemporaryFile(buffering=0)
+
+    def __init__(self):
+        self.file = tempfile.TemporaryFile(buffering=0)
 
     def write(self, tensor: torch.Tensor) -> tuple[int, torch.Size, torch.dtype]:
         "Append; returns what `read` takes."
         start, left = self.file.seek(0, 2), memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
-        while len(left): left = left[self.file.write(left):]
+        while len(left):
+            left = left[self.file.write(left) :]
         return start, tensor.shape, tensor.dtype
 
     def read(self, place: tuple[int, torch.Size, torch.dtype]) -> torch.Tensor:
@@ -58,12 +66,14 @@ class TensorFile:
         tensor = torch.empty(shape, dtype=dtype)
         left = memoryview(tensor.flatten().view(torch.uint8).numpy())
         self.file.seek(start)
-        while len(left): left = left[self.file.readinto(left):]
+        while len(left):
+            left = left[self.file.readinto(left) :]
         return tensor
 
 # %% ../../nbs/10_grounding/02_prefix_cache.ipynb #9aebea95
 class PrefixCache:
     "Keys, values and last hidden states of prompts that hold no new token, computed without gradient."
+
     def __init__(
         self,
         extended: ExtendedModel,
@@ -105,16 +115,22 @@ class PrefixCache:
         before = self.shared(fixed).kv[:, :, None].expand(-1, -1, len(texts), -1, -1, -1)
         kv, hidden = self._run(pad([list(t) for t in texts]), before)
         last = torch.stack([hidden[b, len(t) - 1] for b, t in enumerate(texts)])
-        return {t: Frozen(kv[:, :, b, :, :len(t)], last[b], lse) for (b, t), lse in zip(enumerate(texts), self._pretrained_lse(last))}
+        return {t: Frozen(kv[:, :, b, :, : len(t)], last[b], lse) for (b, t), lse in zip(enumerate(texts), self._pretrained_lse(last))}
 
     def _keep(self, key: tuple, state: Frozen) -> None:
         "Keep a state, if it fits the budget and the disk."
-        if key in self.kept or self.bytes + state.bytes() > self.budget: return
-        try: kv = state.kv.clone() if self.file is None else self.file.write(state.kv)
+        if key in self.kept or self.bytes + state.bytes() > self.budget:
+            return
+        try:
+            kv = state.kv.clone() if self.file is None else self.file.write(state.kv)
         except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
-            warnings.warn(f"{tempfile.gettempdir()}: no room for more frozen prompts after {self.bytes / 1e6:.0f} MB, the others are computed anew, which takes longer; make room, or set TMPDIR to another folder")
-            self.budget = self.bytes; return
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            warnings.warn(
+                f"{tempfile.gettempdir()}: no room for more frozen prompts after {self.bytes / 1e6:.0f} MB, the others are computed anew, which takes longer; make room, or set TMPDIR to another folder"
+            )
+            self.budget = self.bytes
+            return
         self.kept[key], self.bytes = replace(state, kv=kv), self.bytes + state.bytes()
 
     def _take(self, key: tuple) -> Frozen:
@@ -126,7 +142,9 @@ class PrefixCache:
 @patch
 def plan(
     self: PrefixCache,
-    prefixes: Iterable[tuple[tuple[int, ...], tuple[int, ...]]],  # template's beginning and the item's own text, as many times as they will be met
+    prefixes: Iterable[
+        tuple[tuple[int, ...], tuple[int, ...]]
+    ],  # template's beginning and the item's own text, as many times as they will be met
     group_tokens: int = 512,  # tokens computed together at most
 ) -> None:
     "Decide which texts to keep, within the budget, and which to compute together."
@@ -134,9 +152,13 @@ def plan(
     for fixed in sorted({f for f, _ in met}):
         per_token, group, room = self.shared(fixed).bytes() / max(len(fixed), 1), [], self.budget - self.bytes
         for text in sorted((t for f, t in met if f == fixed and t and met[f, t] > 1), key=lambda t: (len(t), t)):
-            if (room := room - per_token * len(text) - self.shared(fixed).hidden.nbytes - 4) < 0: break
-            if (len(group) + 1) * len(text) > group_tokens: group = []
-            group.append(text); self.group_of[fixed, text] = group
+            if (room := room - per_token * len(text) - self.shared(fixed).hidden.nbytes - 4) < 0:
+                break
+            if (len(group) + 1) * len(text) > group_tokens:
+                group = []
+            group.append(text)
+            self.group_of[fixed, text] = group
+
 
 @patch
 def own(
@@ -146,7 +168,8 @@ def own(
 ) -> list[Frozen]:  # one per text
     "What is known of the prompts, kept or computed."
     for group in {id(g): g for t in texts if (fixed, t) not in self.kept and (g := self.group_of.get((fixed, t)))}.values():
-        for text, state in self._compute(fixed, group).items(): self._keep((fixed, text), state)
+        for text, state in self._compute(fixed, group).items():
+            self._keep((fixed, text), state)
     missing = sorted({t for t in texts if (fixed, t) not in self.kept}, key=lambda t: (len(t), t))
     fresh = self._compute(fixed, missing) if missing else {}
     return [fresh.get(t) or self._take((fixed, t)) for t in texts]

@@ -6,29 +6,33 @@
 __all__ = ['GroundingConfig', 'batch_schedule', 'batch_part', 'heldout_loss', 'drawn_codes', 'stage_key', 'ground']
 
 # %% ../../nbs/10_grounding/04_stage.ipynb #72ee22a2
-import os, shutil
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
 from transformers import TrainerCallback
+
 from ..core import GTIError, check_choice, content_hash, pick_dtype
 from .loss import GroundingLoss, encode_pairs
 from .pairs import GroundingPairs
 from .targets import SharedTargets
-from ..prompts import GROUNDING
 from ..model.extended import ExtendedModel
-from ..training.stage import Checkpoints, StageResult, train_stage
-from ..training.callbacks import KeepBest
 from ..model.losses import stage_flops
+from ..prompts import GROUNDING
+from ..training.callbacks import KeepBest
+from ..training.stage import Checkpoints, StageResult, train_stage
 
 # %% ../../nbs/10_grounding/04_stage.ipynb #9bae7061
 @dataclass
 class GroundingConfig:
     "Settings of the grounding stage; names that `TrainingArguments` has mean the same here."
+
     steps: int = 200  # optimizer steps; each goes one direction
     batch_size: int = 32  # pairs a step, all processes and parts together
     gradient_accumulation_steps: int = 1  # parts a step is computed in, one after the other
@@ -39,7 +43,9 @@ class GroundingConfig:
     template_weights: dict[str, float] | None = None  # template -> weight among those of its direction; None weighs them alike
     soften: float = 0.0  # how far a target from text to semantic ID is shared among the codes near the item's vector, as `SharedTargets` takes it; 0 gives the item's own codes everything
     max_text_tokens: int = 128  # item text is cut to so many tokens
-    cache_bytes: float = 2e9  # room for the states of frozen prompts, in a temporary file or in the GPU's memory; 0 computes them anew each time
+    cache_bytes: float = (
+        2e9  # room for the states of frozen prompts, in a temporary file or in the GPU's memory; 0 computes them anew each time
+    )
     precision: str = "auto"  # of the frozen model: "auto", "bf16" or "fp32"; the new rows are always fp32
     eval_steps: int = 0  # steps between two looks at the held-out pairs; 0 looks before and after only
     early_stopping_patience: int = 0  # looks without a lower held-out loss before the stage ends with its best rows; 0 never ends early
@@ -49,14 +55,19 @@ class GroundingConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1: raise GTIError(f"{name}: got {getattr(self, name)}, must be at least 1")
+            if getattr(self, name) < 1:
+                raise GTIError(f"{name}: got {getattr(self, name)}, must be at least 1")
         for name in ("soften", "eval_steps", "early_stopping_patience", "save_steps", "cache_bytes"):
-            if getattr(self, name) < 0: raise GTIError(f"{name}: got {getattr(self, name)}, must be 0 or more")
-        if not 0 <= self.share_text_to_sid <= 1: raise GTIError(f"share_text_to_sid: got {self.share_text_to_sid}, allowed: 0 to 1")
-        if self.early_stopping_patience and not self.eval_steps: raise GTIError("early_stopping_patience: counts looks at the held-out pairs; set eval_steps too")
+            if getattr(self, name) < 0:
+                raise GTIError(f"{name}: got {getattr(self, name)}, must be 0 or more")
+        if not 0 <= self.share_text_to_sid <= 1:
+            raise GTIError(f"share_text_to_sid: got {self.share_text_to_sid}, allowed: 0 to 1")
+        if self.early_stopping_patience and not self.eval_steps:
+            raise GTIError("early_stopping_patience: counts looks at the held-out pairs; set eval_steps too")
         for name, weight in (self.template_weights or {}).items():
             check_choice("template_weights: template", name, GROUNDING)
-            if not weight >= 0: raise GTIError(f"template_weights: {name!r} has {weight}, must be 0 or more")
+            if not weight >= 0:
+                raise GTIError(f"template_weights: {name!r} has {weight}, must be 0 or more")
 
 # %% ../../nbs/10_grounding/04_stage.ipynb #76b23250
 def _rounds(rows: np.ndarray, lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -65,18 +76,20 @@ def _rounds(rows: np.ndarray, lengths: np.ndarray, size: int, rng: np.random.Gen
     while True:
         order, left = np.concatenate([left, rng.permutation(rows)]), np.zeros(0, dtype=np.int64)
         for start in range(0, len(order), 16 * size):
-            group = order[start:start + 16 * size]
+            group = order[start : start + 16 * size]
             whole = len(group) // size * size
             group, left = group[:whole], group[whole:]
             group = group[np.argsort(lengths[group], kind="stable")].reshape(-1, size)
             yield from group[rng.permutation(len(group))]
+
 
 def batch_schedule(
     pairs: pd.DataFrame,  # encoded pairs
     config: GroundingConfig,
 ) -> list[np.ndarray]:  # per step the row numbers of its pairs
     "Which pairs each step shows, from the seed alone."
-    if not len(pairs): raise GTIError("pairs: none for training; use a smaller holdout")
+    if not len(pairs):
+        raise GTIError("pairs: none for training; use a smaller holdout")
     rng, lengths = np.random.default_rng(config.seed), (pairs.prefix.map(len) + pairs.rest.map(len)).to_numpy()
     base, sizes = pairs.template.str.split("/").str[0], pairs.groupby("template", sort=False).size()
     sources = {name: _rounds(np.flatnonzero(pairs.template == name), lengths, config.batch_size, rng) for name in sizes.index}
@@ -85,27 +98,39 @@ def batch_schedule(
     for direction in ("text_to_sid", "sid_to_text"):
         names = pairs.template[pairs.direction == direction].unique()
         p = np.array([weight[n.split("/")[0]] * sizes[n] / (base == n.split("/")[0]).sum() for n in names])
-        if p.sum() > 0: chance[direction] = names, p / p.sum()
-    if not chance: raise GTIError(f"template_weights: no template of the pairs has a weight; the pairs have {sorted(weight)}")
+        if p.sum() > 0:
+            chance[direction] = names, p / p.sum()
+    if not chance:
+        raise GTIError(f"template_weights: no template of the pairs has a weight; the pairs have {sorted(weight)}")
     share = config.share_text_to_sid if len(chance) == 2 else float("text_to_sid" in chance)
+
     def take():
         names, p = chance["text_to_sid" if rng.random() < share else "sid_to_text"]
         return next(sources[names[rng.choice(len(names), p=p)]])
+
     return [take() for _ in range(config.steps)]
+
 
 def _batch(pairs: pd.DataFrame, rows: np.ndarray) -> dict:
     "Encoded pairs as arguments of `GroundingLoss`."
     group = pairs.iloc[rows]
-    return dict(prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), fixed=int(group.fixed.iloc[0]))
+    return dict(
+        prefix=group.prefix.to_list(), rest=group.rest.to_list(), n_targets=group.n_targets.to_list(), fixed=int(group.fixed.iloc[0])
+    )
+
 
 def batch_part(pairs: pd.DataFrame, rows: np.ndarray, part: int, parts: int, soft: Callable[[np.ndarray], dict] | None = None) -> dict:
     "Every `parts`-th pair of a step's batch, with its share of the step's targets; `soft` has other targets for the whole batch."
-    if len(rows) < parts: raise GTIError(f"batch_size: {len(rows)} pairs cannot be cut into {parts} parts (processes times gradient_accumulation_steps); use a larger batch_size")
+    if len(rows) < parts:
+        raise GTIError(
+            f"batch_size: {len(rows)} pairs cannot be cut into {parts} parts (processes times gradient_accumulation_steps); use a larger batch_size"
+        )
     own = rows[part::parts]
     share = 1.0 if parts == 1 else float(pairs.n_targets.iloc[own].sum() / pairs.n_targets.iloc[rows].sum())
     direction = pairs.direction.iloc[rows[0]]
     other = {} if soft is None or direction != "text_to_sid" else soft(rows)
-    if other: other = dict(rest=other["rest"][part::parts], soft=[shares[part::parts] for shares in other["soft"]])
+    if other:
+        other = dict(rest=other["rest"][part::parts], soft=[shares[part::parts] for shares in other["soft"]])
     return dict(_batch(pairs, own) | other, direction=direction, share=share)
 
 # %% ../../nbs/10_grounding/04_stage.ipynb #31e9431d
@@ -123,26 +148,40 @@ def heldout_loss(
             sums.setdefault(direction, []).append((loss(**batch).item(), sum(batch["n_targets"])))
     return {d: float(np.average([v for v, _ in parts], weights=[n for _, n in parts])) for d, parts in sums.items()}
 
-
-
 # %% ../../nbs/10_grounding/04_stage.ipynb #4e09e48b
 def _shared(extended: ExtendedModel, pairs: GroundingPairs, config: GroundingConfig, vectors: torch.Tensor | None) -> SharedTargets | None:
     "Shared targets of the items, where they were asked for."
-    if not config.soften: return None
-    if extended.sids is None or "item" not in pairs.train: raise GTIError("soften: shares targets among the codes of items, and these are pairs of plain words; set soften=0")
-    if vectors is None: raise GTIError("soften: needs the vectors that were tokenized; pass vectors=")
+    if not config.soften:
+        return None
+    if extended.sids is None or "item" not in pairs.train:
+        raise GTIError("soften: shares targets among the codes of items, and these are pairs of plain words; set soften=0")
+    if vectors is None:
+        raise GTIError("soften: needs the vectors that were tokenized; pass vectors=")
     return SharedTargets(extended.sids, vectors, config.soften)
+
 
 def drawn_codes(extended: ExtendedModel, targets: SharedTargets, items: np.ndarray, rows: np.ndarray, seed: int) -> dict:
     "The answers of a batch and their targets, drawn for this step, as arguments of `GroundingLoss`."
     codes, shares = targets.draw(torch.from_numpy(items[rows]), seed)
     return dict(rest=(extended.n_pretrained + codes + torch.tensor(extended.sids.offsets)).tolist(), soft=shares)
 
+
 def stage_key(extended: ExtendedModel, pairs: GroundingPairs, config: GroundingConfig, targets: SharedTargets | None = None) -> dict:
     "What two runs must share for one to go on where the other stopped."
-    settings = {f"setting {k}": v for k, v in asdict(config).items() if k not in ("save_steps", "report_to", "gradient_accumulation_steps", "cache_bytes")}
-    return dict(pairs=content_hash(*(p.to_dict("list") for p in (pairs.train, pairs.heldout))), weights=extended.pretrained_hash(), tokens=content_hash(extended.token_names, extended.tokenizer.get_vocab()),
-                start=content_hash([p.detach() for p in extended.new_parameters()]), **({} if targets is None else dict(targets=content_hash(targets.vectors))), **settings)
+    settings = {
+        f"setting {k}": v
+        for k, v in asdict(config).items()
+        if k not in ("save_steps", "report_to", "gradient_accumulation_steps", "cache_bytes")
+    }
+    return dict(
+        pairs=content_hash(*(p.to_dict("list") for p in (pairs.train, pairs.heldout))),
+        weights=extended.pretrained_hash(),
+        tokens=content_hash(extended.token_names, extended.tokenizer.get_vocab()),
+        start=content_hash([p.detach() for p in extended.new_parameters()]),
+        **({} if targets is None else dict(targets=content_hash(targets.vectors))),
+        **settings,
+    )
+
 
 def ground(
     extended: ExtendedModel,  # its new rows are trained in place
@@ -161,29 +200,67 @@ def ground(
     loss = GroundingLoss(extended, extended.compute_model(pick_dtype(config.precision, extended.device)), config.cache_bytes)
     train, held = (encode_pairs(extended, p, config.max_text_tokens) for p in (pairs.train, pairs.heldout))
     items = pairs.train["item"].to_numpy(copy=True) if targets else None
-    soft = (lambda step: partial(drawn_codes, extended, targets, items, seed=config.seed + 1_000_003 * step)) if targets else lambda step: None
+    soft = (
+        (lambda step: partial(drawn_codes, extended, targets, items, seed=config.seed + 1_000_003 * step)) if targets else lambda step: None
+    )
     schedule, heldout, kept = batch_schedule(train, config), dict(before=heldout_loss(loss, held)), {}
-    if config.eval_steps and not len(held): raise GTIError("eval_steps: there are no held-out pairs to look at; use a larger holdout")
+    if config.eval_steps and not len(held):
+        raise GTIError("eval_steps: there are no held-out pairs to look at; use a larger holdout")
     loss.prefixes.plan((tuple(p[:f]), tuple(p[f:])) for step in schedule for p, f in zip(train.prefix.iloc[step], train.fixed.iloc[step]))
-    checkpoints = None if out_dir is None or not config.save_steps else Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, stage_key(extended, pairs, config, targets), force, kept, dict(gradient_accumulation_steps=config.gradient_accumulation_steps))
+    checkpoints = (
+        None
+        if out_dir is None or not config.save_steps
+        else Checkpoints(
+            Path(out_dir) / "checkpoints",
+            config.save_steps,
+            stage_key(extended, pairs, config, targets),
+            force,
+            kept,
+            dict(gradient_accumulation_steps=config.gradient_accumulation_steps),
+        )
+    )
     look = lambda: dict(loss=float(np.mean(list((now := heldout_loss(loss, held)).values()))), **now)
     watch = [KeepBest(look, rows, config.eval_steps, config.early_stopping_patience, kept=kept)] if config.eval_steps else []
-    records, seconds, resumed = train_stage("grounding", loss, lambda step, part, parts: batch_part(train, schedule[step], part, parts, soft(step)), [dict(params=rows, lr=config.learning_rate)], config.steps,
-        warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, accumulation=config.gradient_accumulation_steps, device=extended.device, seed=config.seed,
-        checkpoints=checkpoints, callbacks=[*watch, *callbacks], report_to=config.report_to, show=progress)
-    if config.early_stopping_patience and "best.0" in kept: watch[0].take_best()
+    records, seconds, resumed = train_stage(
+        "grounding",
+        loss,
+        lambda step, part, parts: batch_part(train, schedule[step], part, parts, soft(step)),
+        [dict(params=rows, lr=config.learning_rate)],
+        config.steps,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.lr_scheduler_type,
+        accumulation=config.gradient_accumulation_steps,
+        device=extended.device,
+        seed=config.seed,
+        checkpoints=checkpoints,
+        callbacks=[*watch, *callbacks],
+        report_to=config.report_to,
+        show=progress,
+    )
+    if config.early_stopping_patience and "best.0" in kept:
+        watch[0].take_best()
     heldout["after"] = heldout_loss(loss, held)
-    if extended.pretrained_hash() != before: raise GTIError("grounding: an old parameter of the model changed; the new rows are not grounded in the pretrained model. Please report this")
-    if out_dir is not None: _finish(extended, Path(out_dir))
-    if watch: heldout["curve"] = [dict(step=r["step"] + 1, **{d: r["validation"][d] for d in heldout["after"]}) for r in records if "validation" in r]
-    tokens, flops = _cost(extended, train, schedule[:len(records)], loss.prefixes.computed_tokens)
+    if extended.pretrained_hash() != before:
+        raise GTIError(
+            "grounding: an old parameter of the model changed; the new rows are not grounded in the pretrained model. Please report this"
+        )
+    if out_dir is not None:
+        _finish(extended, Path(out_dir))
+    if watch:
+        heldout["curve"] = [
+            dict(step=r["step"] + 1, **{d: r["validation"][d] for d in heldout["after"]}) for r in records if "validation" in r
+        ]
+    tokens, flops = _cost(extended, train, schedule[: len(records)], loss.prefixes.computed_tokens)
     return StageResult(records, seconds, tokens, flops, heldout, resumed)
+
 
 def _finish(extended: ExtendedModel, out_dir: Path) -> None:
     "Write the rows; the checkpoints have done their work."
-    if int(os.environ.get("RANK", 0)) != 0: return
-    extended.save_rows(out_dir/"grounded.safetensors")
-    shutil.rmtree(out_dir/"checkpoints", ignore_errors=True)
+    if int(os.environ.get("RANK", 0)) != 0:
+        return
+    extended.save_rows(out_dir / "grounded.safetensors")
+    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+
 
 def _cost(extended: ExtendedModel, pairs: pd.DataFrame, schedule: list[np.ndarray], prefix_tokens: int) -> tuple[int, float]:
     "Tokens through the backbone and floating-point operations of the stage."

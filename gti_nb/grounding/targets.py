@@ -6,37 +6,50 @@
 __all__ = ['SharedTargets']
 
 # %% ../../nbs/10_grounding/01_targets.ipynb #a507f455
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
+
 from ..core import GTIError
 from ..sid.codes import SemanticIds
 
 # %% ../../nbs/10_grounding/01_targets.ipynb #1ec9dae9
 class SharedTargets:
     "Targets from text to semantic ID, shared among the codes near an item's vector."
+
     def __init__(
         self,
         sids: SemanticIds,  # with the codebooks they were made by
         vectors: torch.Tensor,  # item vectors in the space of the codebooks [n_items, d]
         soften: float,  # temperature, in mean squared distances of what is left of a vector to its own code; above 0
     ):
-        if not soften > 0: raise GTIError(f"soften: got {soften}, must be above 0")
-        if len(vectors) != sids.n_items: raise GTIError(f"vectors: of {len(vectors)} items, the semantic IDs of {sids.n_items}; pass the vectors that were tokenized")
+        if not soften > 0:
+            raise GTIError(f"soften: got {soften}, must be above 0")
+        if len(vectors) != sids.n_items:
+            raise GTIError(f"vectors: of {len(vectors)} items, the semantic IDs of {sids.n_items}; pass the vectors that were tokenized")
         wrong = [book.shape[1] for book in sids.codebooks if book.shape[1] not in (0, vectors.shape[1])]
-        if wrong: raise GTIError(f"soften: the codebooks are of {wrong[0]} dimensions, the vectors of {vectors.shape[1]}; only a quantizer of the vectors themselves, such as rqkmeans, has targets to share")
+        if wrong:
+            raise GTIError(
+                f"soften: the codebooks are of {wrong[0]} dimensions, the vectors of {vectors.shape[1]}; only a quantizer of the vectors themselves, such as rqkmeans, has targets to share"
+            )
         self.sids, self.vectors, left, self.temperature = sids, vectors.detach().cpu().double(), vectors.detach().cpu().double(), []
         for book, codes in zip(sids.codebooks, sids.codes.T):
-            if book.shape[1]: left = left - book[codes].double()
+            if book.shape[1]:
+                left = left - book[codes].double()
             self.temperature.append(max(soften * left.square().sum(1).mean().item(), 1e-12))
 
     def draw(
         self,
         items: torch.Tensor,  # rows of items, int64 [n]
         seed: int,  # of the draw
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # codes to read, drawn level by level, int64 [n, L]; per level the share of every code in the target behind those before it, float32 [n, K]
+    ) -> tuple[
+        torch.Tensor, list[torch.Tensor]
+    ]:  # codes to read, drawn level by level, int64 [n, L]; per level the share of every code in the target behind those before it, float32 [n, K]
         "One semantic ID for every item, and the targets along it."
         rng, left, codes, shares = torch.Generator().manual_seed(seed), self.vectors[items], self.sids.codes[items].clone(), []
         for level, book in enumerate(self.sids.codebooks):
-            if not book.shape[1]: shares.append(F.one_hot(codes[:, level], len(book)).float()); continue
+            if not book.shape[1]:
+                shares.append(F.one_hot(codes[:, level], len(book)).float())
+                continue
             shares.append((-torch.cdist(left, book.double()).square() / self.temperature[level]).softmax(1).float())
             codes[:, level] = torch.multinomial(shares[level], 1, generator=rng)[:, 0]
             left = left - book[codes[:, level]].double()

@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
 import torch
 from fastcore.basics import patch
+
 from ..core import GTIError, check_choice
 from ..data.dataset import RecDataset
-from ..prompts import GROUNDING, Template
 from ..model.extended import ExtendedModel
 from ..model.rows import trained_rows
+from ..prompts import GROUNDING, Template
 from ..text import encode_text
 
 # %% ../../nbs/09_initializers/00_base.ipynb #b657e8c8
 @dataclass
 class InitContext:
     "What an initializer may look at, for one of the matrices of the model."
+
     name: str  # of the initializer, for messages
     old: torch.Tensor  # rows of the old vocabulary in this matrix by token id, float32 [n_pretrained, d] on the CPU; [n_pretrained, d + 1] where the head has a bias
     generator: torch.Generator  # seeded, on the CPU, so that every device draws the same rows
@@ -39,7 +42,9 @@ class InitContext:
     shared: dict[str, Any] = field(default_factory=dict)  # what was computed for one matrix and serves the other
 
     @property
-    def n_new(self) -> int: return self.extended.n_new
+    def n_new(self) -> int:
+        return self.extended.n_new
+
     @property
     def level(self) -> torch.Tensor:  # of every new token, int64 [n_new]; 0 for plain words
         sids = self.extended.sids
@@ -52,15 +57,18 @@ def trained(self: InitContext) -> torch.Tensor:
     "The rows that pretraining used, float32 [n_trained, d]."
     return self.old[trained_rows(self.old)]
 
+
 @patch(as_prop=True)
 def mu(self: InitContext) -> torch.Tensor:
     "Mean of the trained rows, float64 [d]."
     return self.trained.mean(0, dtype=torch.float64)
 
+
 @patch
 def normal(self: InitContext) -> torch.Tensor:
     "Standard normal draws, float64 [n_new, d]."
     return torch.randn(self.n_new, self.old.shape[1], generator=self.generator, dtype=torch.float64)
+
 
 @patch
 def once(
@@ -69,7 +77,8 @@ def once(
     make: Callable[[], Any],  # called for the first matrix only
 ) -> Any:
     "A value that both matrices share: random choices, encoded texts."
-    if key not in self.shared: self.shared[key] = make()
+    if key not in self.shared:
+        self.shared[key] = make()
     return self.shared[key]
 
 # %% ../../nbs/09_initializers/00_base.ipynb #c17f85d3
@@ -82,15 +91,20 @@ def missing(
     "Say which argument is needed and why."
     return GTIError(f"initializer {self.name!r}: needs {what}; pass {argument}=, or choose an initializer that needs none, such as 'mean'")
 
+
 @patch
-def described(self: InitContext) -> tuple[list[str], torch.Tensor, torch.Tensor]:  # texts; text numbers [m] and rows of new tokens [m]: text i speaks of token j
+def described(
+    self: InitContext,
+) -> tuple[list[str], torch.Tensor, torch.Tensor]:  # texts; text numbers [m] and rows of new tokens [m]: text i speaks of token j
     "The texts that speak of the new tokens, of the items or of the words."
     sids, pairs = self.extended.sids, self.extended.pairs
     if sids is None:
         text = [i for i, (_, rows) in enumerate(pairs) for _ in rows]
         return [t for t, _ in pairs], torch.tensor(text), torch.tensor([row for _, rows in pairs for row in rows])
-    if self.dataset is None: raise self.missing("dataset", "the texts of the items")
+    if self.dataset is None:
+        raise self.missing("dataset", "the texts of the items")
     return self.once("texts", self.dataset.texts), torch.arange(sids.n_items).repeat_interleave(sids.levels), sids.token_index.flatten()
+
 
 @patch
 def mean_over_texts(
@@ -110,9 +124,12 @@ def mean_over_texts(
 @patch
 def text_vectors(self: InitContext) -> torch.Tensor:  # float64 [n_texts, d_text]
     "A vector for every text of `described`: those of the items, or the encoded descriptions."
-    if self.vectors is not None: return self.vectors.double().cpu()
-    if self.extended.sids is not None: raise self.missing("vectors", "the item vectors that the semantic IDs were made from")
+    if self.vectors is not None:
+        return self.vectors.double().cpu()
+    if self.extended.sids is not None:
+        raise self.missing("vectors", "the item vectors that the semantic IDs were made from")
     return self.once("vectors", lambda: encode_text([t for t, _ in self.extended.pairs], self.encoder, progress=False).double())
+
 
 def _residual_means(vectors: torch.Tensor, sids) -> list[torch.Tensor]:
     "Per level the mean of what earlier levels left of the vectors of a code's items, float64 [K_l, d_text]."
@@ -123,15 +140,21 @@ def _residual_means(vectors: torch.Tensor, sids) -> list[torch.Tensor]:
         residuals = residuals - means[-1][codes]
     return means
 
+
 @patch
-def centres(self: InitContext) -> list[torch.Tensor]:  # per level float64 [K_l, d_text], [K_l, 0] where codes have no geometry; one level for plain words
+def centres(
+    self: InitContext,
+) -> list[torch.Tensor]:  # per level float64 [K_l, d_text], [K_l, 0] where codes have no geometry; one level for plain words
     "The vectors of the new tokens in the space of the text encoder."
     sids = self.extended.sids
-    if sids is None: return [self.mean_over_texts(self.text_vectors())]
+    if sids is None:
+        return [self.mean_over_texts(self.text_vectors())]
     books = [book.double() for book in sids.codebooks]
     widths = {book.shape[1] for book in books if book.shape[1]}
-    if self.vectors is None and not widths: raise self.missing("vectors", "a vector for every code, and the codebooks of these semantic IDs have none")
-    if self.vectors is None or widths == {self.vectors.shape[1]}: return books
+    if self.vectors is None and not widths:
+        raise self.missing("vectors", "a vector for every code, and the codebooks of these semantic IDs have none")
+    if self.vectors is None or widths == {self.vectors.shape[1]}:
+        return books
     means = _residual_means(self.text_vectors(), sids)
     return [mean if book.shape[1] or not widths else book for mean, book in zip(means, books)]
 
@@ -139,26 +162,35 @@ def centres(self: InitContext) -> list[torch.Tensor]:  # per level float64 [K_l,
 INITIALIZERS: dict[str, Callable[[InitContext], torch.Tensor]] = {}
 SUFFIXES: dict[str, Callable[[InitContext, torch.Tensor], torch.Tensor]] = {}
 
+
 def initializer(
     name: str,  # how runs and reports call it; a name used before is replaced. "+name" is a suffix, put behind the name of any initializer
 ) -> Callable:
     "Register a function from `InitContext` to new rows [n_new, d], or for a suffix from `InitContext` and such rows to others."
-    if not name.removeprefix("+") or "+" in name[1:]: raise GTIError(f"initializer: got the name {name!r}, expected one without '+', or a suffix such as '+scaled'")
+    if not name.removeprefix("+") or "+" in name[1:]:
+        raise GTIError(f"initializer: got the name {name!r}, expected one without '+', or a suffix such as '+scaled'")
+
     def register(function: Callable):
         (SUFFIXES if name.startswith("+") else INITIALIZERS)[name] = function
         bases = {n: f for n, f in INITIALIZERS.items() if "+" not in n}
         INITIALIZERS.clear()
         INITIALIZERS.update(bases)
-        for base, several in ((b, s) for n in range(len(SUFFIXES)) for s in combinations(sorted(SUFFIXES), n + 1) for b in bases): INITIALIZERS[base + "".join(several)] = _composed(base, several)
+        for base, several in ((b, s) for n in range(len(SUFFIXES)) for s in combinations(sorted(SUFFIXES), n + 1) for b in bases):
+            INITIALIZERS[base + "".join(several)] = _composed(base, several)
         return function
+
     return register
+
 
 def _composed(base: str, suffixes: tuple[str, ...]) -> Callable[[InitContext], torch.Tensor]:
     "An initializer and then its suffixes, one after another."
+
     def rows(context: InitContext) -> torch.Tensor:
         x = INITIALIZERS[base](context)
-        for suffix in suffixes: x = SUFFIXES[suffix](context, x)
+        for suffix in suffixes:
+            x = SUFFIXES[suffix](context, x)
         return x
+
     return rows
 
 # %% ../../nbs/09_initializers/00_base.ipynb #a2803673
@@ -168,27 +200,43 @@ def check_initializer(
     "Refuse a name that is not in the registry, with the closest one that is."
     base, *suffixes = name.split("+") if isinstance(name, str) else [name]
     check_choice("initializer", base, [n for n in INITIALIZERS if "+" not in n])
-    for suffix in suffixes: check_choice(f"suffix of initializer {name!r}", f"+{suffix}", SUFFIXES)
+    for suffix in suffixes:
+        check_choice(f"suffix of initializer {name!r}", f"+{suffix}", SUFFIXES)
     ordered = base + "".join(sorted({f"+{suffix}" for suffix in suffixes}))
-    if name != ordered: raise GTIError(f"initializer: got {name!r}, allowed: each suffix once, in alphabetical order; did you mean {ordered!r}?")
+    if name != ordered:
+        raise GTIError(f"initializer: got {name!r}, allowed: each suffix once, in alphabetical order; did you mean {ordered!r}?")
     return name
 
 # %% ../../nbs/09_initializers/00_base.ipynb #838b6382
 def _check_given(extended: ExtendedModel, dataset: RecDataset | None, vectors: torch.Tensor | None) -> None:
     "Refuse texts and vectors that are not of the model's items or words."
     items, what = (extended.sids.n_items, "the semantic IDs") if extended.sids is not None else (len(extended.pairs), "the descriptions")
-    if dataset is not None and extended.sids is not None and items != dataset.n_items: raise GTIError(f"dataset: has {dataset.n_items} items, {what} {items}; use the data set the IDs were made from")
-    if vectors is None: return
-    if vectors.ndim != 2 or len(vectors) != items or not vectors.shape[1]: raise GTIError(f"vectors: got shape {tuple(vectors.shape)}, {what} are {items}; expected [{items}, d_text], a row each")
-    if not vectors.isfinite().all(): raise GTIError(f"vectors: {int((~vectors.isfinite()).any(1).sum())} of {items} rows hold NaN or infinite values; encode the texts again")
+    if dataset is not None and extended.sids is not None and items != dataset.n_items:
+        raise GTIError(f"dataset: has {dataset.n_items} items, {what} {items}; use the data set the IDs were made from")
+    if vectors is None:
+        return
+    if vectors.ndim != 2 or len(vectors) != items or not vectors.shape[1]:
+        raise GTIError(f"vectors: got shape {tuple(vectors.shape)}, {what} are {items}; expected [{items}, d_text], a row each")
+    if not vectors.isfinite().all():
+        raise GTIError(
+            f"vectors: {int((~vectors.isfinite()).any(1).sum())} of {items} rows hold NaN or infinite values; encode the texts again"
+        )
+
 
 def _matrices(extended: ExtendedModel) -> list[tuple[str, torch.Tensor, bool]]:
     "Per matrix its name, the old rows in float32 on the CPU, and whether their last column is a bias."
     bias = extended.head.pretrained_bias
     with_bias = lambda rows: rows if bias is None else torch.cat([rows, bias[:, None].to(rows.dtype)], 1)
-    plain = [("embedding", extended.pretrained_rows)] if extended.tied else [("embedding", extended.pretrained_rows), ("head", extended.pretrained_head_rows)]
+    plain = (
+        [("embedding", extended.pretrained_rows)]
+        if extended.tied
+        else [("embedding", extended.pretrained_rows), ("head", extended.pretrained_head_rows)]
+    )
     last = len(plain) - 1
-    return [(name, (with_bias(rows) if i == last else rows).detach().float().cpu(), i == last and bias is not None) for i, (name, rows) in enumerate(plain)]
+    return [
+        (name, (with_bias(rows) if i == last else rows).detach().float().cpu(), i == last and bias is not None)
+        for i, (name, rows) in enumerate(plain)
+    ]
 
 # %% ../../nbs/09_initializers/00_base.ipynb #faa2a62f
 @torch.no_grad()
@@ -202,7 +250,9 @@ def draw_rows(
     encoder: str | Path = "all-minilm-l6-v2",  # encodes words and descriptions that come without vectors; the encoder of `vectors`
     checkpoint: str | Path | None = None,  # for `from_checkpoint`: a file that `ExtendedModel.save_rows` wrote
     ask: Template = GROUNDING["title_to_sid"],  # for `+equal_prior`: how new tokens will be asked for
-) -> list[torch.Tensor]:  # float32 on the CPU, in the order of `ExtendedModel.new_parameters`: rows [n_new, d], and head rows [n_new, d] when untied, bias [n_new] when there is one
+) -> list[
+    torch.Tensor
+]:  # float32 on the CPU, in the order of `ExtendedModel.new_parameters`: rows [n_new, d], and head rows [n_new, d] when untied, bias [n_new] when there is one
     "The rows an initializer proposes; the model is left as it is."
     check_initializer(name)
     vectors = None if vectors is None else torch.as_tensor(vectors)
@@ -212,7 +262,14 @@ def draw_rows(
         context = InitContext(name, old, generator, extended, matrix, bias, dataset, vectors, words, encoder, checkpoint, ask, shared)
         rows = INITIALIZERS[name](context).float()
         wanted = (extended.n_new, old.shape[1])
-        if rows.shape != wanted: raise GTIError(f"initializer {name!r}: returned shape {tuple(rows.shape)}, expected {wanted}" + (", the last column is the bias" if bias else ""))
-        if not rows.isfinite().all(): raise GTIError(f"initializer {name!r}: returned NaN or infinite values in {int((~rows.isfinite()).any(1).sum())} of {len(rows)} rows")
+        if rows.shape != wanted:
+            raise GTIError(
+                f"initializer {name!r}: returned shape {tuple(rows.shape)}, expected {wanted}"
+                + (", the last column is the bias" if bias else "")
+            )
+        if not rows.isfinite().all():
+            raise GTIError(
+                f"initializer {name!r}: returned NaN or infinite values in {int((~rows.isfinite()).any(1).sum())} of {len(rows)} rows"
+            )
         drawn += [rows[:, :-1], rows[:, -1]] if bias else [rows]
     return drawn

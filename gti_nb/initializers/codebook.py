@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, eye_array
 from sklearn.linear_model import RidgeCV
+
 from .base import InitContext, initializer
 from .textual import text_rows
 
@@ -18,6 +19,7 @@ def _paired(context: InitContext) -> tuple[np.ndarray, np.ndarray]:
     "Vectors z [n, d_text] and mean word rows phi [n, d] of the texts that have a token, float64."
     phi, known = text_rows(context)
     return context.text_vectors()[known].numpy(), phi[known].numpy()
+
 
 def _by_level(context: InitContext, place) -> torch.Tensor:
     "Rows of all tokens from `place(level, centres)`, called for every level; centres of zero length d_text = 0 become zero vectors."
@@ -28,13 +30,15 @@ def _by_level(context: InitContext, place) -> torch.Tensor:
 # %% ../../nbs/09_initializers/04_codebook.ipynb #7d2e4487
 RIDGE_PENALTIES = 10.0 ** np.arange(-3, 4)  # in units of the mean squared length of the centred vectors
 
+
 @initializer("ridge")
 def ridge(context: InitContext) -> torch.Tensor:  # [n_new, d]
     "E_t = mean(phi) + (c_t - mean(z)) A at level 1, mean(phi) + c_t A below; A: ridge regression of phi_i on z_i, both centred, lambda by leave-one-out (Hoerl & Kennard 1970; scikit-learn `RidgeCV`)."
     z, phi = _paired(context)
     mean_z, mean_phi = z.mean(0), phi.mean(0)
     energy = np.square(z - mean_z).sum(1).mean()
-    if not energy: return torch.from_numpy(mean_phi).expand(context.n_new, -1)  # one point says nothing about directions
+    if not energy:
+        return torch.from_numpy(mean_phi).expand(context.n_new, -1)  # one point says nothing about directions
     A = RidgeCV(RIDGE_PENALTIES * energy, fit_intercept=False).fit(z - mean_z, phi - mean_phi).coef_.T
     return _by_level(context, lambda level, c: mean_phi + (c - mean_z if level == 0 else c) @ A)
 
@@ -47,10 +51,12 @@ def _rotation(z: np.ndarray, phi: np.ndarray) -> np.ndarray:
     energy = np.square(z @ V).sum()
     return strength.sum() / energy * V @ left @ right @ P.T if energy else np.zeros((z.shape[1], phi.shape[1]))
 
+
 def _item_mean(context: InitContext, level: int, centres: np.ndarray) -> np.ndarray:
     "Mean over all items (or all words) of their codebook vector at a level [d_text]."
     sids = context.extended.sids
     return centres.mean(0) if sids is None else centres[sids.codes[:, level].numpy()].mean(0)
+
 
 @initializer("procrustes")
 def procrustes(context: InitContext) -> torch.Tensor:  # [n_new, d]
@@ -68,7 +74,8 @@ def _solve(matrix: csr_array, right: np.ndarray, tolerance: float = 1e-11, itera
     strength = (residual * direction).sum(0)
     goal = tolerance * np.linalg.norm(right, axis=0)
     for _ in range(iterations):
-        if (np.linalg.norm(residual, axis=0) <= goal).all(): break
+        if (np.linalg.norm(residual, axis=0) <= goal).all():
+            break
         image = matrix @ direction
         step = strength / np.maximum((direction * image).sum(0), 1e-300)
         x, residual = x + step * direction, residual - step * image
@@ -76,6 +83,7 @@ def _solve(matrix: csr_array, right: np.ndarray, tolerance: float = 1e-11, itera
         direction = inverse * residual + new / np.maximum(strength, 1e-300) * direction
         strength = new
     return x
+
 
 @initializer("additive")
 def additive(context: InitContext, penalty: float = 1.0) -> torch.Tensor:  # [n_new, d]

@@ -7,7 +7,9 @@ __all__ = ['from_checkpoint', 'level_offset', 'centred_scale']
 
 # %% ../../nbs/09_initializers/06_compose.ipynb #f439bf21
 from string import ascii_lowercase
+
 import torch
+
 from ..diagnostics.geometry import median_spread
 from .base import InitContext, initializer
 from ..prompts import encode_text_only
@@ -16,7 +18,8 @@ from ..prompts import encode_text_only
 @initializer("from_checkpoint")
 def from_checkpoint(context: InitContext) -> torch.Tensor:  # [n_new, d]
     "E_t = the row of t in `checkpoint`, a file that `ExtendedModel.save_rows` wrote for the same base model and the same codes."
-    if context.checkpoint is None: raise context.missing("checkpoint", "a file of rows that an earlier run saved")
+    if context.checkpoint is None:
+        raise context.missing("checkpoint", "a file of rows that an earlier run saved")
     saved = context.once("checkpoint", lambda: context.extended.read_rows(context.checkpoint))
     rows = saved["rows" if context.matrix == "embedding" else "head_rows"]
     return torch.cat([rows, saved["head_bias"][:, None]], 1) if context.bias else rows
@@ -26,7 +29,9 @@ def from_checkpoint(context: InitContext) -> torch.Tensor:  # [n_new, d]
 def level_offset(context: InitContext, rows: torch.Tensor) -> torch.Tensor:  # [n_new, d]
     "E_t + phi_l - mean_l phi_l, phi_l the mean row of the letter (with a space before it) that stands for the level in token names (this package)."
     level, tokenizer = context.level, context.extended.tokenizer
-    letters = torch.stack([context.old[encode_text_only(tokenizer, f" {letter}")].double().mean(0) for letter in ascii_lowercase[:int(level.max()) + 1]])
+    letters = torch.stack(
+        [context.old[encode_text_only(tokenizer, f" {letter}")].double().mean(0) for letter in ascii_lowercase[: int(level.max()) + 1]]
+    )
     return rows + (letters - letters.mean(0))[level]
 
 # %% ../../nbs/09_initializers/06_compose.ipynb #c3015287
@@ -35,5 +40,6 @@ def centred_scale(context: InitContext, rows: torch.Tensor) -> torch.Tensor:  # 
     "mu + alpha (E_t - mean_t E_t), alpha such that the median distance from the mean is that of the old rows (this package)."
     d = context.old.shape[1] - context.bias
     spread, wanted = (median_spread(x[:, :d].numpy()) for x in (rows, context.trained))
-    if spread <= 1e-12 * rows.norm(): return context.mu.expand(context.n_new, -1)
+    if spread <= 1e-12 * rows.norm():
+        return context.mu.expand(context.n_new, -1)
     return context.mu + wanted / spread * (rows - rows.mean(0, dtype=torch.float64))

@@ -8,9 +8,11 @@ __all__ = ['whole_words', 'WordVectors', 'word_vectors', 'word_cosines', 'sparse
 # %% ../../nbs/09_initializers/03_lexical.ipynb #3df43b82
 from dataclasses import dataclass
 from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
+
 from ..core import GTIError
 from .base import InitContext, initializer
 from ..text import encode_text
@@ -21,25 +23,32 @@ def whole_words(
     limit: int = 20_000,  # the first so many by token id
 ) -> dict[str, int]:  # word -> token id, by token id
     "Tokens that stand for whole words: a space, then two or more letters."
-    if limit < 1: raise GTIError(f"limit: got {limit}, allowed: 1 and up")
+    if limit < 1:
+        raise GTIError(f"limit: got {limit}, allowed: 1 and up")
     control, words = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), {}
     for token, i in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
-        if i in control or token[:1] not in ("Ġ", "▁"): continue
+        if i in control or token[:1] not in ("Ġ", "▁"):
+            continue
         word = tokenizer.decode([i]).strip()
-        if len(word) > 1 and word.isalpha(): words.setdefault(word, i)
-        if len(words) == limit: break
+        if len(word) > 1 and word.isalpha():
+            words.setdefault(word, i)
+        if len(words) == limit:
+            break
     return words
 
 
 @dataclass
 class WordVectors:
     "Words of a vocabulary in the space of a text encoder."
+
     ids: torch.Tensor  # token ids, int64 [n_words]
     vectors: torch.Tensor  # float [n_words, d_text]
 
     def __post_init__(self):
         if self.ids.ndim != 1 or self.vectors.ndim != 2 or len(self.ids) != len(self.vectors) or not len(self.ids):
-            raise GTIError(f"words: got ids of shape {tuple(self.ids.shape)} and vectors of shape {tuple(self.vectors.shape)}, expected [n] and [n, d_text] with n at least 1")
+            raise GTIError(
+                f"words: got ids of shape {tuple(self.ids.shape)} and vectors of shape {tuple(self.vectors.shape)}, expected [n] and [n, d_text] with n at least 1"
+            )
 
 
 def word_vectors(
@@ -51,7 +60,10 @@ def word_vectors(
 ) -> WordVectors:
     "Encode the whole words of a vocabulary."
     words = whole_words(tokenizer, limit)
-    if not words: raise GTIError("tokenizer: none of its tokens is a whole word that begins with a space; make WordVectors yourself, or choose an initializer that reads texts, such as 'text_mean'")
+    if not words:
+        raise GTIError(
+            "tokenizer: none of its tokens is a whole word that begins with a space; make WordVectors yourself, or choose an initializer that reads texts, such as 'text_mean'"
+        )
     return WordVectors(torch.tensor(list(words.values())), encode_text(list(words), encoder, device=device, progress=progress))
 
 # %% ../../nbs/09_initializers/03_lexical.ipynb #f2808eb7
@@ -62,7 +74,9 @@ def word_cosines(
     "Cosines of codebook vectors with what earlier levels left of the words."
     left, cosines = vectors.double(), []
     for centre in centres:
-        if not centre.shape[1]: cosines.append(torch.zeros(len(centre), len(left), dtype=torch.float64)); continue
+        if not centre.shape[1]:
+            cosines.append(torch.zeros(len(centre), len(left), dtype=torch.float64))
+            continue
         cosines.append(F.normalize(centre, dim=1) @ F.normalize(left, dim=1).T)
         left = left - centre[torch.cdist(left, centre).argmin(1)]
     return cosines
@@ -91,11 +105,20 @@ def top_softmax(
 def _from_words(context: InitContext, weights) -> torch.Tensor:
     "Mixtures of word rows, with weights from cosines, level by level and 256 codes at a time."
     centres = context.centres()
-    words = context.words if context.words is not None else context.once("words", lambda: word_vectors(context.extended.tokenizer, context.encoder))
+    words = (
+        context.words
+        if context.words is not None
+        else context.once("words", lambda: word_vectors(context.extended.tokenizer, context.encoder))
+    )
     width = {c.shape[1] for c in centres if c.shape[1]}
     if width != {words.vectors.shape[1]}:
-        raise GTIError(f"initializer {context.name!r}: word vectors have {words.vectors.shape[1]} dimensions, the codes' {', '.join(map(str, sorted(width)))}; pass as encoder= the one that made the item vectors, and vectors= if the codebooks live in a space of their own")
-    if words.ids.min() < 0 or words.ids.max() >= context.extended.n_pretrained: raise GTIError(f"words: token ids from {words.ids.min()} to {words.ids.max()}, allowed: 0 to {context.extended.n_pretrained - 1}, the old vocabulary")
+        raise GTIError(
+            f"initializer {context.name!r}: word vectors have {words.vectors.shape[1]} dimensions, the codes' {', '.join(map(str, sorted(width)))}; pass as encoder= the one that made the item vectors, and vectors= if the codebooks live in a space of their own"
+        )
+    if words.ids.min() < 0 or words.ids.max() >= context.extended.n_pretrained:
+        raise GTIError(
+            f"words: token ids from {words.ids.min()} to {words.ids.max()}, allowed: 0 to {context.extended.n_pretrained - 1}, the old vocabulary"
+        )
     rows = context.old[words.ids].double()
     mixed = [torch.cat([weights(part) @ rows for part in cosines.split(256)]) for cosines in word_cosines(centres, words.vectors)]
     return torch.cat([x if c.shape[1] else context.mu.expand(len(c), -1) for x, c in zip(mixed, centres)])

@@ -8,14 +8,26 @@ __all__ = ['NEUTRAL_TEXTS', 'MAX_CHARACTERS', 'asking', 'text_prompts', 'last_st
 # %% ../../nbs/09_initializers/05_prior.ipynb #dad0e711
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
 import torch
+
 from .base import InitContext, initializer
-from ..prompts import Template, encode_template, fill
 from ..model.extended import ExtendedModel
+from ..prompts import Template, encode_template, fill
 
 # %% ../../nbs/09_initializers/05_prior.ipynb #10b0e0c2
-NEUTRAL_TEXTS = ("The weather in the mountains changes quickly", "A family that moves to another town", "Soup", "In 1969, people for the first time", "N/A", "On Tuesday the committee will meet", "An answer and a question", "Blue")
+NEUTRAL_TEXTS = (
+    "The weather in the mountains changes quickly",
+    "A family that moves to another town",
+    "Soup",
+    "In 1969, people for the first time",
+    "N/A",
+    "On Tuesday the committee will meet",
+    "An answer and a question",
+    "Blue",
+)
 MAX_CHARACTERS = 500  # longer texts are cut, which bounds the memory
+
 
 @contextmanager
 def asking(
@@ -25,8 +37,11 @@ def asking(
     training = extended.model.training
     extended.model.eval()
     try:
-        with torch.no_grad(): yield
-    finally: extended.model.train(training)
+        with torch.no_grad():
+            yield
+    finally:
+        extended.model.train(training)
+
 
 def text_prompts(
     extended: ExtendedModel,
@@ -41,6 +56,7 @@ def text_prompts(
         ids.append(filled[:start])
     return ids
 
+
 def last_states(
     extended: ExtendedModel,
     prompts: Sequence[list[int]],  # token ids
@@ -50,10 +66,12 @@ def last_states(
     states = torch.empty(len(prompts), extended.pretrained_rows.shape[1], device=extended.device)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with asking(extended):
-        for rows in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
+        for rows in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
             last = torch.tensor([len(prompts[i]) - 1 for i in rows], device=extended.device)
             ids = torch.tensor([prompts[i] + [0] * (int(last.max()) + 1 - len(prompts[i])) for i in rows], device=extended.device)
-            hidden = extended.backbone(input_ids=ids, use_cache=False).last_hidden_state  # causal: padding behind a prompt changes nothing in it
+            hidden = extended.backbone(
+                input_ids=ids, use_cache=False
+            ).last_hidden_state  # causal: padding behind a prompt changes nothing in it
             states[rows] = hidden[torch.arange(len(rows), device=ids.device), last].float()
     return states
 
@@ -62,8 +80,11 @@ def last_states(
 def _reading(extended: ExtendedModel) -> Iterator[torch.Tensor]:
     "The embedding's new rows, to be overwritten within the block."
     before = extended.new_rows.detach().clone()
-    try: yield extended.new_rows.data
-    finally: extended.new_rows.data.copy_(before)
+    try:
+        yield extended.new_rows.data
+    finally:
+        extended.new_rows.data.copy_(before)
+
 
 def _mean_state(context: InitContext, level: int, prompts: list[list[int]]) -> torch.Tensor:
     "Mean state, float64 [d] on the CPU, at the place of a code of a level; a 1 for the bias behind it where there is one."
@@ -73,6 +94,7 @@ def _mean_state(context: InitContext, level: int, prompts: list[list[int]]) -> t
         prompts = [prompts[i % len(prompts)] + ids for i, ids in enumerate(model.token_ids[items, :level].tolist())]
     state = last_states(model, prompts).mean(0).double().cpu()
     return torch.cat([state, torch.ones(1, dtype=torch.float64)]) if context.bias else state
+
 
 @initializer("+equal_prior")
 def equal_prior(context: InitContext, rows: torch.Tensor) -> torch.Tensor:  # [n_new, d]

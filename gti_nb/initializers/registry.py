@@ -10,22 +10,40 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from ..data.dataset import RecDataset
 from ..diagnostics.geometry import spread_ratio
 from ..diagnostics.spectral import effective_rank
-from . import statistical, textual, lexical, codebook, compose, prior  # they register themselves
-from .base import INITIALIZERS, SUFFIXES, InitContext, check_initializer, draw_rows, initializer
-from .lexical import WordVectors, word_vectors
-from ..prompts import GROUNDING, Template, encode_text_only
+from gti_nb.initializers import (  # noqa: F401  (they register themselves)
+    codebook,
+    compose,
+    lexical,  # they register themselves
+    prior,
+    statistical,
+    textual,
+)
+from .base import INITIALIZERS, SUFFIXES, draw_rows, initializer
+from .lexical import WordVectors
 from ..model.extended import ExtendedModel
 from ..model.rows import trained_rows
+from ..prompts import GROUNDING, Template, encode_text_only
 
 # %% ../../nbs/09_initializers/07_registry.ipynb #e133a3aa
-SAMPLE_PROMPTS = ("The weather in the mountains changes quickly, so", "My favourite film is about a family that", "To make a good soup, first", "In 1969, people for the first time",
-                  "The committee will meet on Tuesday to discuss", "def add(a, b):\n    return", "Question: What is the capital of France?\nAnswer:", "She opened the letter and")
+SAMPLE_PROMPTS = (
+    "The weather in the mountains changes quickly, so",
+    "My favourite film is about a family that",
+    "To make a good soup, first",
+    "In 1969, people for the first time",
+    "The committee will meet on Tuesday to discuss",
+    "def add(a, b):\n    return",
+    "Question: What is the capital of France?\nAnswer:",
+    "She opened the letter and",
+)
+
 
 @torch.no_grad()
 def new_token_mass(
@@ -47,6 +65,7 @@ def new_token_mass(
 @dataclass
 class InitReport:
     "How the new rows start. Probabilities over all positions of the sample prompts, KL in nats."
+
     name: str
     seed: int
     p_new: float  # mean probability of all new tokens together
@@ -65,7 +84,9 @@ class InitReport:
     head_effective_rank: float | None = None
     head_effective_rank_centred: float | None = None
 
+
 SAFE_P_NEW = 0.1
+
 
 def _figures(new: torch.Tensor, old: torch.Tensor) -> tuple[float, float, float, float, float]:
     "Median lengths of new and old rows, spread ratio and effective ranks of one matrix; unused old rows do not count."
@@ -91,10 +112,16 @@ def initialize(
 ) -> InitReport:
     "Put the new rows at the start called `name` and measure how safe it is; warns when new tokens take over 10 % of the probability."
     rows = draw_rows(extended, name, dataset, vectors, seed, words, encoder, checkpoint, ask)
-    for parameter, start in zip(extended.new_parameters(), rows, strict=True): parameter.copy_(start)
+    for parameter, start in zip(extended.new_parameters(), rows, strict=True):
+        parameter.copy_(start)
     p_new, kl = new_token_mass(extended, prompts)
-    figures = _figures(extended.new_rows, extended.pretrained_rows) + (() if extended.tied else _figures(extended.new_head_rows, extended.pretrained_head_rows))
+    figures = _figures(extended.new_rows, extended.pretrained_rows) + (
+        () if extended.tied else _figures(extended.new_head_rows, extended.pretrained_head_rows)
+    )
     mean = p_new.mean().item()
     report = InitReport(name, seed, mean, p_new.max().item(), kl.mean().item(), kl.max().item(), mean <= SAFE_P_NEW, *figures)
-    if not report.safe: warnings.warn(f"initializer {name!r}: new tokens take {mean:.0%} of the probability on ordinary text before any training (KL {report.kl:.1f} nats); fine-tuning starts from a damaged model, consider 'mean' or 'text_mean'")
+    if not report.safe:
+        warnings.warn(
+            f"initializer {name!r}: new tokens take {mean:.0%} of the probability on ordinary text before any training (KL {report.kl:.1f} nats); fine-tuning starts from a damaged model, consider 'mean' or 'text_mean'"
+        )
     return report

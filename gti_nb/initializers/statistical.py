@@ -7,6 +7,7 @@ __all__ = ['mean', 'hf_default', 'normal', 'normal_matched', 'mean_noise', 'voca
 
 # %% ../../nbs/09_initializers/01_statistical.ipynb #013ade4c
 import torch
+
 from .base import InitContext, initializer
 from ..model.rows import trained_rows
 
@@ -26,6 +27,7 @@ def _covariance(old: torch.Tensor, chunk: int = 8192) -> tuple[torch.Tensor, tor
         sigma += centred.T @ centred
     return mu, sigma / len(old)
 
+
 def _gaussian(context: InitContext, mu: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     "Draws from N(mu, sigma) by the symmetric root of sigma, which unlike single eigenvectors is unique."
     values, axes = torch.linalg.eigh(sigma)
@@ -39,7 +41,8 @@ def hf_default(context: InitContext) -> torch.Tensor:  # [n_new, d]
     d = len(mu) - context.bias
     definite = torch.linalg.cholesky_ex(1e-9 * sigma[:d, :d].float()).info == 0
     sigma[:d, d:] = sigma[d:, :d] = 0  # the bias on its own
-    if not definite: sigma[:d, :d] = 0
+    if not definite:
+        sigma[:d, :d] = 0
     return _gaussian(context, mu, 1e-9 * sigma)
 
 # %% ../../nbs/09_initializers/01_statistical.ipynb #280fe88b
@@ -47,7 +50,8 @@ def hf_default(context: InitContext) -> torch.Tensor:  # [n_new, d]
 def normal(context: InitContext) -> torch.Tensor:  # [n_new, d]
     "E_t from N(0, s^2), s = `config.initializer_range`, 0.02 where a model has none; bias 0 (transformers, `mean_resizing=False`)."
     rows = context.normal() * getattr(context.extended.model.config.get_text_config(), "initializer_range", 0.02)
-    if context.bias: rows[:, -1] = 0
+    if context.bias:
+        rows[:, -1] = 0
     return rows
 
 # %% ../../nbs/09_initializers/01_statistical.ipynb #65b8ca68
@@ -60,15 +64,18 @@ def normal_matched(context: InitContext) -> torch.Tensor:  # [n_new, d]
 @initializer("mean_noise")
 def mean_noise(context: InitContext) -> torch.Tensor:  # [n_new, d]
     "E_t = mu + e_t, e_t from N(0, 1/d); no noise on a bias (LLaMA-Factory, `_noisy_mean_initialization`)."
-    noise = context.normal() / (context.old.shape[1] - context.bias) ** .5
-    if context.bias: noise[:, -1] = 0
+    noise = context.normal() / (context.old.shape[1] - context.bias) ** 0.5
+    if context.bias:
+        noise[:, -1] = 0
     return context.mu + noise
 
 # %% ../../nbs/09_initializers/01_statistical.ipynb #2e160fce
 @initializer("vocab_sample")
 def vocab_sample(context: InitContext) -> torch.Tensor:  # [n_new, d]
     "E_t = E_w, w a random trained row, the same word in both matrices (a control)."
+
     def draw():
         used = trained_rows(context.old).nonzero().flatten()
         return used[torch.randint(len(used), (context.n_new,), generator=context.generator)]
+
     return context.old[context.once("vocab_sample", draw)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array
+
 from ..core import GTIError
 from .base import InitContext, initializer
 from ..prompts import encode_text_only
@@ -17,12 +18,16 @@ from ..prompts import encode_text_only
 # %% ../../nbs/09_initializers/02_textual.ipynb #6fc5987e
 def _text_ids(context: InitContext) -> tuple[torch.Tensor, torch.Tensor]:
     "Token ids of all texts in a row [n_ids], and the number of them in every text [n_texts]."
+
     def encode():
         ids = [encode_text_only(context.extended.tokenizer, text) for text in context.described()[0]]
         return torch.tensor([t for i in ids for t in i], dtype=torch.long), torch.tensor([len(i) for i in ids])
+
     flat, lengths = context.once("text_ids", encode)
-    if not len(flat): raise GTIError(f"{context.name}: none of the texts has a token; give items titles or descriptions, or choose another initializer")
+    if not len(flat):
+        raise GTIError(f"{context.name}: none of the texts has a token; give items titles or descriptions, or choose another initializer")
     return flat, lengths
+
 
 def text_rows(
     context: InitContext,

@@ -8,10 +8,12 @@ __all__ = ['ExtendedModel']
 # %% ../../nbs/06_model/03_extended.ipynb #67f85e2c
 import copy
 from collections.abc import Mapping, Sequence
+
 import torch
 from fastcore.basics import patch
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from ..core import GTIError
 from .files import ModelFiles
 from .split import split_modules
@@ -22,35 +24,56 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, names: list[str]) -> tuple[P
     "A copy of `tokenizer` that knows `names`, and the id of the first of them."
     vocab = tokenizer.get_vocab()
     known = [n for n in names if n in vocab]
-    if known: raise GTIError(f"tokenizer: already has {len(known)} of the {len(names)} new tokens, e.g. {known[0]!r}; take the tokenizer of the base model, or `ExtendedModel.load` the folder it came from")
-    if len(set(names)) < len(names): raise GTIError("new tokens: names repeat; every token needs a name of its own")
+    if known:
+        raise GTIError(
+            f"tokenizer: already has {len(known)} of the {len(names)} new tokens, e.g. {known[0]!r}; take the tokenizer of the base model, or `ExtendedModel.load` the folder it came from"
+        )
+    if len(set(names)) < len(names):
+        raise GTIError("new tokens: names repeat; every token needs a name of its own")
     for name in names:
         if not name.isprintable() or name != name.strip() or all(c.isalnum() or c.isspace() for c in name):
-            raise GTIError(f"new tokens: got the name {name!r}; a name needs a sign that sets it apart from ordinary words, no space at its ends, and only characters that print, as in '<tool_1>'")
+            raise GTIError(
+                f"new tokens: got the name {name!r}; a name needs a sign that sets it apart from ordinary words, no space at its ends, and only characters that print, as in '<tool_1>'"
+            )
     tokenizer, first = copy.deepcopy(tokenizer), max(vocab.values()) + 1
     tokenizer.add_tokens([AddedToken(n, normalized=False, special=False) for n in names])
     ids = tokenizer.convert_tokens_to_ids(names)
     if ids != list(range(first, first + len(names))):
-        raise GTIError(f"tokenizer: new tokens got ids {ids[0]}..{ids[-1]}, expected {first}..{first + len(names) - 1}; its vocabulary has gaps, which this package does not support")
+        raise GTIError(
+            f"tokenizer: new tokens got ids {ids[0]}..{ids[-1]}, expected {first}..{first + len(names) - 1}; its vocabulary has gaps, which this package does not support"
+        )
     for name, i in zip(names, ids):
-        if tokenizer.encode(name, add_special_tokens=False) != [i]: raise GTIError(f"tokenizer: {name!r} does not encode to its own id {i}; choose other token names")
+        if tokenizer.encode(name, add_special_tokens=False) != [i]:
+            raise GTIError(f"tokenizer: {name!r} does not encode to its own id {i}; choose other token names")
     return tokenizer, first
 
 # %% ../../nbs/06_model/03_extended.ipynb #bb6521b1
 def _described(words: Mapping | Sequence) -> dict[str, str] | list[tuple[str, list[str]]]:
     "A checked copy of {token: description} or of pairs (text, tokens)."
     mapping = isinstance(words, Mapping)
-    if isinstance(words, str) or not isinstance(words, (Mapping, Sequence)): raise GTIError(f"new_tokens: got {type(words).__name__}, expected SemanticIds, {{token: description}}, or pairs of a text and its tokens")
-    if not words: raise GTIError("new_tokens: no new tokens; expected SemanticIds, a non-empty {token: description}, or pairs of a text and its tokens")
+    if isinstance(words, str) or not isinstance(words, (Mapping, Sequence)):
+        raise GTIError(
+            f"new_tokens: got {type(words).__name__}, expected SemanticIds, {{token: description}}, or pairs of a text and its tokens"
+        )
+    if not words:
+        raise GTIError(
+            "new_tokens: no new tokens; expected SemanticIds, a non-empty {token: description}, or pairs of a text and its tokens"
+        )
     pairs = []
     for i, pair in enumerate(words.items() if mapping else words):
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2: raise GTIError(f"new_tokens: pair {i} is {pair!r}, expected (text, token) or (text, [token, ...])")
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise GTIError(f"new_tokens: pair {i} is {pair!r}, expected (text, token) or (text, [token, ...])")
         text, tokens = reversed(pair) if mapping else pair
         tokens = [tokens] if isinstance(tokens, str) or mapping else list(tokens) if isinstance(tokens, Sequence) else [tokens]
-        if not tokens or not all(isinstance(t, str) for t in tokens): raise GTIError(f"new_tokens: the tokens of pair {i} are {tokens!r}, expected names, as text")
-        if not isinstance(text, str): raise GTIError(f"new_tokens: the description of {', '.join(map(repr, tokens))} is {text!r}, expected text; use '' where there is none")
+        if not tokens or not all(isinstance(t, str) for t in tokens):
+            raise GTIError(f"new_tokens: the tokens of pair {i} are {tokens!r}, expected names, as text")
+        if not isinstance(text, str):
+            raise GTIError(
+                f"new_tokens: the description of {', '.join(map(repr, tokens))} is {text!r}, expected text; use '' where there is none"
+            )
         pairs.append((text, tokens))
     return {tokens[0]: text for text, tokens in pairs} if mapping else pairs
+
 
 def _names_of(descriptions: dict | list) -> list[str]:
     "The tokens that are described, each once, in the order in which they come."
@@ -59,13 +82,16 @@ def _names_of(descriptions: dict | list) -> list[str]:
 # %% ../../nbs/06_model/03_extended.ipynb #7ff0c68c
 class ExtendedModel(ModelFiles):
     "A causal LM with new tokens: old rows frozen, new rows trainable."
+
     def __init__(
         self,
         model: PreTrainedModel,  # already split
         tokenizer: PreTrainedTokenizerBase,  # knows the new tokens
         token_names: list[str],  # names of the new tokens, in row order
         sids: SemanticIds | None,  # semantic IDs of the items; None for plain new words
-        descriptions: dict[str, str] | list[tuple[str, list[str]]] | None = None,  # {token: description}, or pairs (text, tokens), for plain new words
+        descriptions: dict[str, str]
+        | list[tuple[str, list[str]]]
+        | None = None,  # {token: description}, or pairs (text, tokens), for plain new words
     ):
         super().__init__(model)
         self.tokenizer, self.token_names, self.sids, self.descriptions = tokenizer, list(token_names), sids, descriptions
@@ -75,7 +101,9 @@ class ExtendedModel(ModelFiles):
         cls,
         model: PreTrainedModel,  # tied or untied, padded or not; changed in place
         tokenizer: PreTrainedTokenizerBase,  # of the base model; copied
-        new_tokens: SemanticIds | Mapping[str, str] | Sequence[tuple[str, str | list[str]]],  # semantic IDs, {token: description}, or pairs of a text and its token or tokens
+        new_tokens: SemanticIds
+        | Mapping[str, str]
+        | Sequence[tuple[str, str | list[str]]],  # semantic IDs, {token: description}, or pairs of a text and its token or tokens
     ) -> "ExtendedModel":
         "Give `model` and `tokenizer` their new tokens, with all new rows at the mean of the pretrained ones; when anything is refused, both are as they were."
         descriptions = None if isinstance(new_tokens, SemanticIds) else _described(new_tokens)
@@ -86,11 +114,15 @@ class ExtendedModel(ModelFiles):
 
 # %% ../../nbs/06_model/03_extended.ipynb #60825486
 @patch(as_prop=True)
-def token_ids(self: ExtendedModel) -> torch.Tensor: return self.sids.token_index + self.n_pretrained  # [n_items, L] ids in the tokenizer
+def token_ids(self: ExtendedModel) -> torch.Tensor:
+    return self.sids.token_index + self.n_pretrained  # [n_items, L] ids in the tokenizer
+
+
 @patch(as_prop=True)
 def pairs(self: ExtendedModel) -> list[tuple[str, list[int]]] | None:
     "For plain new words each text, and the new rows of the tokens it describes; None for semantic IDs."
-    if self.descriptions is None: return None
+    if self.descriptions is None:
+        return None
     row = {name: i for i, name in enumerate(self.token_names)}
     pairs = [(text, [name]) for name, text in self.descriptions.items()] if isinstance(self.descriptions, dict) else self.descriptions
     return [(text, [row[t] for t in tokens]) for text, tokens in pairs]

@@ -8,11 +8,13 @@ __all__ = ['ModelFiles']
 # %% ../../nbs/06_model/02_files.ipynb #905fd4b9
 import json
 from pathlib import Path
+
 import safetensors.torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
 from ..core import GTIError, atomic_dir, content_hash, read_json, write_atomic, write_json
 from .split import SplitModel, split_modules
 from ..sid.codes import SemanticIds
@@ -36,9 +38,14 @@ def save(
     with atomic_dir(folder) as tmp:
         self.merge().save_pretrained(tmp)
         self.tokenizer.save_pretrained(tmp)
-        if self.sids is not None: self.sids.save(Path(tmp)/"sids")
-        write_json(Path(tmp)/"gti.json", dict(schema=1, n_pretrained=self.n_pretrained, token_names=self.token_names, descriptions=self.descriptions))
+        if self.sids is not None:
+            self.sids.save(Path(tmp) / "sids")
+        write_json(
+            Path(tmp) / "gti.json",
+            dict(schema=1, n_pretrained=self.n_pretrained, token_names=self.token_names, descriptions=self.descriptions),
+        )
     return Path(folder)
+
 
 @patch(cls_method=True)
 def load(
@@ -47,19 +54,22 @@ def load(
 ) -> ModelFiles:
     "Load a folder that `save` wrote."
     folder = Path(folder)
-    if not (folder/"gti.json").exists(): raise GTIError(f"{folder}: no gti.json, so not a folder that ExtendedModel.save wrote; load base models with load_base")
-    meta = read_json(folder/"gti.json")
-    if meta["schema"] != 1: raise GTIError(f"{folder}/gti.json: schema {meta['schema']}, this version reads schema 1; update gti-nb")
+    if not (folder / "gti.json").exists():
+        raise GTIError(f"{folder}: no gti.json, so not a folder that ExtendedModel.save wrote; load base models with load_base")
+    meta = read_json(folder / "gti.json")
+    if meta["schema"] != 1:
+        raise GTIError(f"{folder}/gti.json: schema {meta['schema']}, this version reads schema 1; update gti-nb")
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    new = [w.weight.detach()[meta["n_pretrained"]:].float().clone() for w in (model.get_input_embeddings(), model.get_output_embeddings())]
+    new = [w.weight.detach()[meta["n_pretrained"] :].float().clone() for w in (model.get_input_embeddings(), model.get_output_embeddings())]
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    new_bias = None if bias is None else bias.detach()[meta["n_pretrained"]:].float().clone()
+    new_bias = None if bias is None else bias.detach()[meta["n_pretrained"] :].float().clone()
     split_modules(model, meta["n_pretrained"], len(meta["token_names"]))
-    sids = SemanticIds.load(folder/"sids") if (folder/"sids").exists() else None
+    sids = SemanticIds.load(folder / "sids") if (folder / "sids").exists() else None
     words = meta["descriptions"]
     extended = cls(model, tokenizer, meta["token_names"], sids, [tuple(pair) for pair in words] if isinstance(words, list) else words)
-    for p, rows in zip(extended.new_parameters(), new if new_bias is None else [*new[:2 - extended.tied], new_bias]): p.data.copy_(rows)
+    for p, rows in zip(extended.new_parameters(), new if new_bias is None else [*new[: 2 - extended.tied], new_bias]):
+        p.data.copy_(rows)
     return extended
 
 # %% ../../nbs/06_model/02_files.ipynb #522b95b8
@@ -67,13 +77,24 @@ def load(
 def rows_meta(self: ModelFiles) -> dict[str, str]:
     "What the new rows belong to: token names, semantic IDs, kind and size of the layers, old rows (of the head too when untied)."
     config = self.model.config.get_text_config()
-    return dict(token_names=json.dumps(self.token_names), sids=self.sids.content_hash if self.sids is not None else "", layers=f"{config.model_type}: {config.num_hidden_layers} of {config.hidden_size}",
-                pretrained_rows=content_hash(*[rows.detach().float() for rows in ([self.pretrained_rows] if self.tied else [self.pretrained_rows, self.pretrained_head_rows])]))
+    return dict(
+        token_names=json.dumps(self.token_names),
+        sids=self.sids.content_hash if self.sids is not None else "",
+        layers=f"{config.model_type}: {config.num_hidden_layers} of {config.hidden_size}",
+        pretrained_rows=content_hash(
+            *[
+                rows.detach().float()
+                for rows in ([self.pretrained_rows] if self.tied else [self.pretrained_rows, self.pretrained_head_rows])
+            ]
+        ),
+    )
+
 
 def _named_rows(extended: ModelFiles) -> dict[str, nn.Parameter]:
     "The parameters that a file of rows holds, by their names in it."
     names = ["rows", *([] if extended.tied else ["head_rows"]), *([] if extended.head.new_bias is None else ["head_bias"])]
     return dict(zip(names, extended.new_parameters()))
+
 
 @patch
 def save_rows(
@@ -84,23 +105,36 @@ def save_rows(
     tensors = {k: v.detach().cpu().contiguous() for k, v in _named_rows(self).items()}
     return write_atomic(path, safetensors.torch.save(tensors, metadata=self.rows_meta() | {"tensors": content_hash(tensors)}))
 
+
 @patch
 def read_rows(
     self: ModelFiles,
     path: str | Path,  # a file that `save_rows` wrote
 ) -> dict[str, Tensor]:  # "rows" [n_new, d], and "head_rows" [n_new, d], "head_bias" [n_new] where this model has them; fp32
     "Saved rows, without putting them in place; refuses rows of another model or other codes, damaged files, NaN and Inf."
-    if not Path(path).is_file(): raise GTIError(f"{path}: no such file; expected one that ExtendedModel.save_rows wrote, such as rows/grounded.safetensors in a run folder")
+    if not Path(path).is_file():
+        raise GTIError(
+            f"{path}: no such file; expected one that ExtendedModel.save_rows wrote, such as rows/grounded.safetensors in a run folder"
+        )
     try:
-        with safe_open(path, "pt") as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e: raise GTIError(f"{path}: not a readable safetensors file, it is damaged or cut off ({e}); take an earlier one") from e
+        with safe_open(path, "pt") as f:
+            meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise GTIError(f"{path}: not a readable safetensors file, it is damaged or cut off ({e}); take an earlier one") from e
     for key, mine in self.rows_meta().items():
-        if meta.get(key) != mine: raise GTIError(f"{path}: its {key} are not this model's; the rows were saved from another base model or other semantic IDs")
-    if set(tensors) != set(_named_rows(self)): raise GTIError(f"{path}: holds {', '.join(tensors)}, this model has {', '.join(_named_rows(self))}; the rows were saved from another base model")
-    if meta.get("tensors", content_hash(tensors)) != content_hash(tensors): raise GTIError(f"{path}: its values are not those that were written, the file is damaged; take an earlier one")
+        if meta.get(key) != mine:
+            raise GTIError(f"{path}: its {key} are not this model's; the rows were saved from another base model or other semantic IDs")
+    if set(tensors) != set(_named_rows(self)):
+        raise GTIError(
+            f"{path}: holds {', '.join(tensors)}, this model has {', '.join(_named_rows(self))}; the rows were saved from another base model"
+        )
+    if meta.get("tensors", content_hash(tensors)) != content_hash(tensors):
+        raise GTIError(f"{path}: its values are not those that were written, the file is damaged; take an earlier one")
     for name, values in tensors.items():
-        if not values.isfinite().all(): raise GTIError(f"{path}: {name} hold NaN or Inf; the run that wrote them diverged, take an earlier stage")
+        if not values.isfinite().all():
+            raise GTIError(f"{path}: {name} hold NaN or Inf; the run that wrote them diverged, take an earlier stage")
     return tensors
+
 
 @patch
 def load_rows(
@@ -109,4 +143,5 @@ def load_rows(
 ) -> None:
     "Put saved rows in place; refuses what `read_rows` refuses."
     parameters = _named_rows(self)
-    for name, values in self.read_rows(path).items(): parameters[name].data.copy_(values)
+    for name, values in self.read_rows(path).items():
+        parameters[name].data.copy_(values)

@@ -9,12 +9,13 @@ __all__ = ['target_losses', 'target_loss', 'stage_flops']
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from .extended import ExtendedModel
-from .rows import SplitHead
 
 # %% ../../nbs/06_model/04_losses.ipynb #30c9e432
 class _FrozenHeadLoss(torch.autograd.Function):
     "Cross entropies, their sum and each of them, over frozen old rows and trained new rows, gradients included, a block of targets at a time."
+
     @staticmethod
     def forward(ctx, hidden, new, new_bias, old, pretrained_bias, targets, cap, block):
         n_pretrained, need = len(old), any(ctx.needs_input_grad)
@@ -23,21 +24,29 @@ class _FrozenHeadLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(new_bias) if need and new_bias is not None else None
         each = hidden.new_empty(len(hidden), dtype=torch.float32)
         for start in range(0, len(hidden), block):
-            h, t = hidden[start:start + block], targets[start:start + block, None]
-            z = torch.cat([F.linear(h, old, pretrained_bias), F.linear(h, rows, None if new_bias is None else new_bias.to(h.dtype))], 1).float()
+            h, t = hidden[start : start + block], targets[start : start + block, None]
+            z = torch.cat(
+                [F.linear(h, old, pretrained_bias), F.linear(h, rows, None if new_bias is None else new_bias.to(h.dtype))], 1
+            ).float()
             slope = None
-            if cap is not None: z = torch.tanh(z / cap); slope = 1 - z * z; z = cap * z
+            if cap is not None:
+                z = torch.tanh(z / cap)
+                slope = 1 - z * z
+                z = cap * z
             lse = z.logsumexp(1, keepdim=True)
-            each[start:start + block] = own = (lse - z.gather(1, t)).squeeze(1)
+            each[start : start + block] = own = (lse - z.gather(1, t)).squeeze(1)
             total += own.sum()
-            if not need: continue
+            if not need:
+                continue
             p = z.sub_(lse).exp_()
             p.scatter_add_(1, t, torch.full_like(t, -1, dtype=p.dtype))
-            if slope is not None: p *= slope
+            if slope is not None:
+                p *= slope
             p_new, p = p[:, n_pretrained:], p.to(h.dtype)
-            grad_hidden[start:start + block] = p[:, :n_pretrained] @ old + p[:, n_pretrained:] @ rows
+            grad_hidden[start : start + block] = p[:, :n_pretrained] @ old + p[:, n_pretrained:] @ rows
             grad_new += (p[:, n_pretrained:].T @ h).float()
-            if grad_bias is not None: grad_bias += p_new.sum(0)
+            if grad_bias is not None:
+                grad_bias += p_new.sum(0)
         ctx.grads = grad_hidden, grad_new, grad_bias
         ctx.mark_non_differentiable(each)
         return total, each
@@ -64,8 +73,11 @@ def target_losses(
     cap = getattr(extended.model.config.get_text_config(), "final_logit_softcapping", None)
     cast = lambda x: None if x is None else x.to(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        total, each = _FrozenHeadLoss.apply(hidden.to(dtype), head.rows.new, head.new_bias, cast(old), cast(head.pretrained_bias), targets, cap, block)
+        total, each = _FrozenHeadLoss.apply(
+            hidden.to(dtype), head.rows.new, head.new_bias, cast(old), cast(head.pretrained_bias), targets, cap, block
+        )
     return total / len(targets), each
+
 
 def target_loss(
     extended: ExtendedModel,

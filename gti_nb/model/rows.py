@@ -13,6 +13,7 @@ from torch import nn
 # %% ../../nbs/06_model/00_rows.ipynb #9642f1fa
 class SplitRows(nn.Module):
     "Old rows `[n_pretrained, d]`, frozen, and new rows `[n_new, d]`, an fp32 parameter: together one embedding or output matrix."
+
     def __init__(self, pretrained: torch.Tensor, new: torch.Tensor):
         super().__init__()
         self.pretrained = nn.Parameter(pretrained.detach().clone(), requires_grad=False)
@@ -26,12 +27,14 @@ class SplitRows(nn.Module):
 
 class SplitEmbedding(nn.Module):
     "Looks token ids up in `SplitRows`; `scale` is the constant some models (Gemma) multiply their embeddings with."
+
     def __init__(self, rows: SplitRows, scale: float | None = None):
         super().__init__()
         self.rows, self.scale = rows, scale
 
     @property
-    def weight(self) -> torch.Tensor: return self.rows.weight
+    def weight(self) -> torch.Tensor:
+        return self.rows.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         old, new = self.rows.pretrained, self.rows.new
@@ -45,6 +48,7 @@ class SplitEmbedding(nn.Module):
 
 class SplitHead(nn.Module):
     "Logits over old and new rows: two matrix products, concatenated."
+
     def __init__(self, rows: SplitRows, bias: torch.Tensor | None = None):
         super().__init__()
         self.rows = rows
@@ -52,7 +56,9 @@ class SplitHead(nn.Module):
         self.new_bias = None if bias is None else nn.Parameter(bias.detach().float().mean().repeat(len(rows.new)))
 
     @property
-    def weight(self) -> torch.Tensor: return self.rows.weight
+    def weight(self) -> torch.Tensor:
+        return self.rows.weight
+
     @property
     def bias(self) -> torch.Tensor | None:
         return None if self.pretrained_bias is None else torch.cat([self.pretrained_bias, self.new_bias.to(self.pretrained_bias.dtype)])

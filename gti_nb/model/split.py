@@ -7,10 +7,12 @@ __all__ = ['split_modules', 'SplitModel']
 
 # %% ../../nbs/06_model/01_split.ipynb #4b2f3b5a
 import copy
+
 import torch
 from fastcore.basics import patch
 from torch import nn
 from transformers import PreTrainedModel
+
 from ..core import GTIError, content_hash
 from .rows import SplitEmbedding, SplitHead, SplitRows, trained_rows
 
@@ -18,12 +20,18 @@ from .rows import SplitEmbedding, SplitHead, SplitRows, trained_rows
 def split_modules(model: PreTrainedModel, n_pretrained: int, n_new: int) -> bool:
     "Put split rows, new ones at the mean of the old, in place of the model's embedding and head; True if they are tied."
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(embed, SplitEmbedding): raise GTIError("model: already extended; load the base model anew, or `ExtendedModel.load` a saved one")
-    if len(embed.weight) < n_pretrained: raise GTIError(f"model: its embedding has {len(embed.weight)} rows, the tokenizer {n_pretrained} tokens; model and tokenizer do not belong together")
+    if isinstance(embed, SplitEmbedding):
+        raise GTIError("model: already extended; load the base model anew, or `ExtendedModel.load` a saved one")
+    if len(embed.weight) < n_pretrained:
+        raise GTIError(
+            f"model: its embedding has {len(embed.weight)} rows, the tokenizer {n_pretrained} tokens; model and tokenizer do not belong together"
+        )
     tied = head.weight.data_ptr() == embed.weight.data_ptr()
+
     def split(weight):
         old = weight.detach()[:n_pretrained]
         return SplitRows(old, old[trained_rows(old)].double().mean(0).float().expand(n_new, -1))
+
     rows = split(embed.weight)
     scale = getattr(embed, "embed_scale", None)
     bias = getattr(head, "bias", None)
@@ -34,8 +42,10 @@ def split_modules(model: PreTrainedModel, n_pretrained: int, n_new: int) -> bool
 
 
 def _set_vocab_size(model: PreTrainedModel, n: int) -> None:
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values(): config.vocab_size = n
-    if hasattr(model, "vocab_size"): model.vocab_size = n  # some classes keep it for their own loss
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.vocab_size = n
+    if hasattr(model, "vocab_size"):
+        model.vocab_size = n  # some classes keep it for their own loss
 
 # %% ../../nbs/06_model/01_split.ipynb #924ee85a
 class SplitModel:
@@ -54,17 +64,33 @@ class SplitModel:
 
 # %% ../../nbs/06_model/01_split.ipynb #aa40f736
 @patch(as_prop=True)
-def new_rows(self: SplitModel) -> nn.Parameter: return self.embed.rows.new  # [n_new, d] fp32
+def new_rows(self: SplitModel) -> nn.Parameter:
+    return self.embed.rows.new  # [n_new, d] fp32
+
+
 @patch(as_prop=True)
-def pretrained_rows(self: SplitModel) -> torch.Tensor: return self.embed.rows.pretrained  # [n_pretrained, d]
+def pretrained_rows(self: SplitModel) -> torch.Tensor:
+    return self.embed.rows.pretrained  # [n_pretrained, d]
+
+
 @patch(as_prop=True)
-def new_head_rows(self: SplitModel) -> nn.Parameter | None: return None if self.tied else self.head.rows.new  # [n_new, d] fp32
+def new_head_rows(self: SplitModel) -> nn.Parameter | None:
+    return None if self.tied else self.head.rows.new  # [n_new, d] fp32
+
+
 @patch(as_prop=True)
-def pretrained_head_rows(self: SplitModel) -> torch.Tensor: return self.head.rows.pretrained  # [n_pretrained, d]; the old rows themselves if tied
+def pretrained_head_rows(self: SplitModel) -> torch.Tensor:
+    return self.head.rows.pretrained  # [n_pretrained, d]; the old rows themselves if tied
+
+
 @patch(as_prop=True)
-def device(self: SplitModel) -> torch.device: return self.new_rows.device
+def device(self: SplitModel) -> torch.device:
+    return self.new_rows.device
+
+
 @patch(as_prop=True)
-def backbone(self: SplitModel) -> nn.Module: return self.model.base_model  # hidden states before the head
+def backbone(self: SplitModel) -> nn.Module:
+    return self.model.base_model  # hidden states before the head
 
 # %% ../../nbs/06_model/01_split.ipynb #9bdebfa9
 @patch
@@ -73,17 +99,20 @@ def new_parameters(self: SplitModel) -> list[nn.Parameter]:
     own = [] if self.tied else [self.head.rows.new]
     return [self.new_rows, *own] + ([] if self.head.new_bias is None else [self.head.new_bias])
 
+
 @patch
 def pretrained_row_parameters(self: SplitModel) -> list[nn.Parameter]:
     "Rows (and bias) of the old vocabulary."
     own = [] if self.tied else [self.head.rows.pretrained]
     return [self.pretrained_rows, *own] + ([] if self.head.pretrained_bias is None else [self.head.pretrained_bias])
 
+
 @patch
 def backbone_parameters(self: SplitModel) -> list[nn.Parameter]:
     "Everything that is neither an old nor a new row."
     rows = {id(p) for p in self.new_parameters() + self.pretrained_row_parameters()}
     return [p for p in self.model.parameters() if id(p) not in rows]
+
 
 @patch
 def train_only(
@@ -92,9 +121,13 @@ def train_only(
     pretrained_rows: bool = False,  # train the rows of the old vocabulary
 ) -> None:
     "Choose what the next stage trains; the new rows always do."
-    for p in self.new_parameters(): p.requires_grad_(True)
-    for p in self.backbone_parameters(): p.requires_grad_(backbone)
-    for p in self.pretrained_row_parameters(): p.requires_grad_(pretrained_rows)
+    for p in self.new_parameters():
+        p.requires_grad_(True)
+    for p in self.backbone_parameters():
+        p.requires_grad_(backbone)
+    for p in self.pretrained_row_parameters():
+        p.requires_grad_(pretrained_rows)
+
 
 @patch
 def pretrained_hash(
@@ -103,6 +136,7 @@ def pretrained_hash(
 ) -> str:  # 16 hexadecimal digits
     "Content hash of all old parameters, to prove that a stage left them alone."
     return content_hash(*[p.detach() for p in self.pretrained_row_parameters() + (self.backbone_parameters() if backbone else [])])
+
 
 @patch
 def soft_cap(
@@ -120,24 +154,33 @@ def compute_model(
     dtype: torch.dtype,  # of the frozen weights: torch.float32 or torch.bfloat16
 ) -> PreTrainedModel:
     "The model itself if it has that dtype, else a copy in `dtype` whose new rows are the very same parameters."
-    if self.pretrained_rows.dtype == dtype: return self.model
+    if self.pretrained_rows.dtype == dtype:
+        return self.model
     shared = {id(p): p for p in self.new_parameters()}
-    cast = {id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in self.model.parameters() if id(p) not in shared and p.is_floating_point()}
+    cast = {
+        id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False)
+        for p in self.model.parameters()
+        if id(p) not in shared and p.is_floating_point()
+    }
     return copy.deepcopy(self.model, memo=shared | cast)  # 4-bit weights stay what they are
 
 # %% ../../nbs/06_model/01_split.ipynb #959667f6
 @patch
 def merge(self: SplitModel) -> PreTrainedModel:
     "A plain model of the base's class with `n_pretrained + n_new` rows and the same logits."
-    if getattr(self.model, "peft_config", None): raise GTIError("model: has adapters in it; call merge_adapters or remove_adapters of gti_nb.sft.adapters first")
+    if getattr(self.model, "peft_config", None):
+        raise GTIError("model: has adapters in it; call merge_adapters or remove_adapters of gti_nb.sft.adapters first")
     config = copy.deepcopy(self.model.config)
     config.dtype = self.pretrained_rows.dtype
     plain = type(self.model)(config).to(self.pretrained_rows.dtype)
-    state = {k: v for k, v in self.model.state_dict().items() if not k.split(".")[-1] in ("pretrained", "new", "pretrained_bias", "new_bias")}
+    state = {
+        k: v for k, v in self.model.state_dict().items() if k.split(".")[-1] not in ("pretrained", "new", "pretrained_bias", "new_bias")
+    }
     names = {id(m): n for n, m in self.model.named_modules()}
     state[names[id(self.embed)] + ".weight"] = self.embed.weight
     state[names[id(self.head)] + ".weight"] = self.head.weight
-    if self.head.bias is not None: state[names[id(self.head)] + ".bias"] = self.head.bias
+    if self.head.bias is not None:
+        state[names[id(self.head)] + ".bias"] = self.head.bias
     plain.load_state_dict(state)
     plain.tie_weights()
     plain.generation_config = copy.deepcopy(self.model.generation_config)

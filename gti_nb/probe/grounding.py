@@ -7,15 +7,17 @@ __all__ = ['pair_questions', 'grounding_quality', 'word_table']
 
 # %% ../../nbs/14_probe/01_grounding.ipynb #bca7351b
 from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core import GTIError
 from ..diagnostics.geometry import nearest_rows
 from ..grounding.pairs import GroundingPairs
-from .starts import Questions, chance, probe, described_questions
-from ..prompts import GROUNDING
 from ..model.extended import ExtendedModel
+from .starts import Questions, chance, described_questions, probe
+from ..prompts import GROUNDING
 
 # %% ../../nbs/14_probe/01_grounding.ipynb #4454131e
 def pair_questions(
@@ -27,11 +29,16 @@ def pair_questions(
 ) -> Questions:
     "The pairs of one template as questions for `probe`; where a text calls for several words, the first is asked for."
     asked = pairs[(pairs.template == template) & (pairs.direction == "text_to_sid")]
-    if not len(asked): raise GTIError(f"template: got {template!r}, allowed: those of the pairs that go from text to tokens, {sorted(set(pairs.template[pairs.direction == 'text_to_sid']))}")
-    if n is not None and n < len(asked): asked = asked.iloc[np.sort(np.random.default_rng(seed).choice(len(asked), n, replace=False))]
+    if not len(asked):
+        raise GTIError(
+            f"template: got {template!r}, allowed: those of the pairs that go from text to tokens, {sorted(set(pairs.template[pairs.direction == 'text_to_sid']))}"
+        )
+    if n is not None and n < len(asked):
+        asked = asked.iloc[np.sort(np.random.default_rng(seed).choice(len(asked), n, replace=False))]
     form = asked.form.iloc[0]
     slot = next(c for c in ("text", "description", "title") if f"{{{c}}}" in form.user)
-    if extended.sids is None: return described_questions(extended, [(text, extended.token_names[rows[0]]) for text, rows in zip(asked[slot], asked["rows"])])
+    if extended.sids is None:
+        return described_questions(extended, [(text, extended.token_names[rows[0]]) for text, rows in zip(asked[slot], asked["rows"])])
     return Questions(asked[slot].to_list(), torch.tensor(asked["rows"].to_list()), asked["title"].to_list())
 
 
@@ -46,10 +53,12 @@ def grounding_quality(
 ) -> pd.DataFrame:  # rows "held out", "trained" and "chance"; columns as `probe` gives them: code@k, sid@k, title@1, title_lift@1
     "Recall of the right code and semantic ID from text, and accuracy of the title among twenty, on held-out and on trained items or texts."
     parts = {"held out": pair_questions(extended, pairs.heldout, template)}
-    if trained: parts["trained"] = pair_questions(extended, pairs.train, template, trained)
+    if trained:
+        parts["trained"] = pair_questions(extended, pairs.train, template, trained)
     ask, told = pairs.heldout.form[pairs.heldout.template == template].iloc[0], pairs.heldout.form[pairs.heldout.direction == "sid_to_text"]
     tell = GROUNDING["sid_to_title"] if extended.sids is not None else next(iter(told), None)
-    if not titles or not any(parts["held out"].titles): tell = None
+    if not titles or not any(parts["held out"].titles):
+        tell = None
     table = {name: probe(extended, questions, ask, tell, ks, batch_size=batch_size) for name, questions in parts.items()}
     guess = chance(extended, parts["held out"], ks)
     return pd.DataFrame(table | {"chance": {name: guess[name] for name in table["held out"]}}).T
@@ -66,5 +75,12 @@ def word_table(
     tokenizer, control = extended.tokenizer, set(extended.tokenizer.all_special_ids)
     words = [(i, tokenizer.decode([i])) for i in range(extended.n_pretrained) if i not in control]
     whole = [(i, w.strip()) for i, w in words if w.startswith(" ") and w.strip().isalpha()] or words
-    near, cosine = nearest_rows(extended.new_rows.detach()[rows].cpu().numpy(), extended.pretrained_rows.detach().float()[[i for i, _ in whole]].cpu().numpy(), min(k, len(whole)))
-    return pd.DataFrame({"nearest words": [", ".join(whole[j][1] for j in n) for n in near], "cosine": cosine[:, 0]}, index=pd.Index([extended.token_names[r] for r in rows], name="token"))
+    near, cosine = nearest_rows(
+        extended.new_rows.detach()[rows].cpu().numpy(),
+        extended.pretrained_rows.detach().float()[[i for i, _ in whole]].cpu().numpy(),
+        min(k, len(whole)),
+    )
+    return pd.DataFrame(
+        {"nearest words": [", ".join(whole[j][1] for j in n) for n in near], "cosine": cosine[:, 0]},
+        index=pd.Index([extended.token_names[r] for r in rows], name="token"),
+    )

@@ -11,11 +11,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
 from transformers import DynamicCache
-from ..core import GTIError, progress as progress_bar
+
+from ..core import GTIError
+from ..core import progress as progress_bar
 from ..data.dataset import RecDataset
 from ..decode.beam import beam_search
 from ..decode.trie import SidTrie
@@ -23,26 +26,31 @@ from ..initializers.base import INITIALIZERS, check_initializer, draw_rows
 from ..initializers.lexical import WordVectors, word_vectors
 from ..initializers.prior import MAX_CHARACTERS, asking, last_states, text_prompts
 from ..initializers.registry import initialize
+from ..model.extended import ExtendedModel
 from ..prompts import GROUNDING, Template, encode_template, fill
 from ..sid.codes import SemanticIds
-from ..model.extended import ExtendedModel
 
 # %% ../../nbs/14_probe/00_starts.ipynb #07f74f39
 @dataclass
 class Questions:
     "Texts, the new tokens that answer them, and what these are called."
+
     texts: list[str]  # n texts without new tokens
     rows: torch.Tensor  # new rows of the right tokens in their order, int64 [n, L]
     titles: list[str]  # n titles of the right tokens; several questions may have one answer
 
     def __post_init__(self):
-        if not len(self.texts) == len(self.rows) == len(self.titles) or not len(self.texts): raise GTIError(f"questions: got {len(self.texts)} texts, {len(self.rows)} answers and {len(self.titles)} titles, expected as many of each and at least one")
+        if not len(self.texts) == len(self.rows) == len(self.titles) or not len(self.texts):
+            raise GTIError(
+                f"questions: got {len(self.texts)} texts, {len(self.rows)} answers and {len(self.titles)} titles, expected as many of each and at least one"
+            )
 
 
 def _first_of_each(titles: Sequence[str]) -> list[int]:
     "Where each title that is not empty occurs first."
     places = {}
-    for i, title in enumerate(titles): places.setdefault(title, i)
+    for i, title in enumerate(titles):
+        places.setdefault(title, i)
     return [i for title, i in places.items() if title]
 
 
@@ -54,9 +62,11 @@ def item_questions(
 ) -> Questions:
     "Items with a title of their own, drawn at random."
     titles = dataset.items.title.tolist()
-    if len(titles) != sids.n_items: raise GTIError(f"sids: made for {sids.n_items} items, the data set has {len(titles)}; tokenize this data set")
+    if len(titles) != sids.n_items:
+        raise GTIError(f"sids: made for {sids.n_items} items, the data set has {len(titles)}; tokenize this data set")
     own = _first_of_each(titles)
-    if not own: raise GTIError("dataset: none of its items has a title to ask for")
+    if not own:
+        raise GTIError("dataset: none of its items has a title to ask for")
     items = np.random.default_rng(seed).permutation(own)[:n]
     chosen = [titles[i] for i in items]
     return Questions(chosen, sids.token_index[torch.from_numpy(items)], chosen)
@@ -69,9 +79,11 @@ def described_questions(
     "Questions that one described word answers."
     row, described = {name: i for i, name in enumerate(extended.token_names)}, {}
     for text, rows in extended.pairs or []:
-        for r in rows: described.setdefault(r, text)
+        for r in rows:
+            described.setdefault(r, text)
     unknown = next((token for _, token in queries if token not in row), None)
-    if unknown is not None: raise GTIError(f"queries: the answer {unknown!r} is not one of the {len(row)} new tokens")
+    if unknown is not None:
+        raise GTIError(f"queries: the answer {unknown!r} is not one of the {len(row)} new tokens")
     answers = [row[token] for _, token in queries]
     return Questions([text for text, _ in queries], torch.tensor(answers)[:, None], [described.get(a, "") for a in answers])
 
@@ -94,13 +106,21 @@ def _filled(extended: ExtendedModel, template: Template, text: str, sid: list[in
     ids, start = fill(encode_template(extended.tokenizer, template), title=text, text=text, description=text, sid=sid)
     return ids[:start], ids[start:]
 
+
 def code_scores(
     extended: ExtendedModel,
     states: torch.Tensor,  # [n, d] from `last_states`
 ) -> torch.Tensor:  # logits float32 [n, K] on the CPU: K codes of the first level, or all new words
     "How the model scores the tokens that can begin an answer."
     first = extended.n_new if extended.sids is None else extended.sids.level_sizes[0]
-    with asking(extended): return extended.soft_cap(extended.head(states.to(extended.pretrained_head_rows.dtype)))[:, extended.n_pretrained:extended.n_pretrained + first].float().cpu()
+    with asking(extended):
+        return (
+            extended.soft_cap(extended.head(states.to(extended.pretrained_head_rows.dtype)))[
+                :, extended.n_pretrained : extended.n_pretrained + first
+            ]
+            .float()
+            .cpu()
+        )
 
 # %% ../../nbs/14_probe/00_starts.ipynb #e9e0883d
 def sid_ranks(
@@ -116,16 +136,21 @@ def sid_ranks(
     ranks = torch.full((len(rows),), float("inf"))
     for i, (words, right) in enumerate(zip(found.tolist(), codes.tolist())):
         different = list(dict.fromkeys(map(tuple, words)))
-        if tuple(right) in different: ranks[i] = different.index(tuple(right)) + 1
+        if tuple(right) in different:
+            ranks[i] = different.index(tuple(right)) + 1
     return ranks
 
 # %% ../../nbs/14_probe/00_starts.ipynb #49b00d85
-def _read(extended: ExtendedModel, ids: torch.Tensor, past: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+def _read(
+    extended: ExtendedModel, ids: torch.Tensor, past: list[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     "Hidden states of ids [B, T] behind keys and values by layer, and all keys and values."
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(past): cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
+    for layer, (keys, values) in enumerate(past):
+        cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
     out = extended.backbone(input_ids=ids, past_key_values=cache, use_cache=True)
     return out.last_hidden_state, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+
 
 def _log_likelihood(extended: ExtendedModel, states: torch.Tensor, answers: list[list[int]], batch: int = 128) -> torch.Tensor:
     "Sums over the answers [B] of log-probabilities; states [B, T, d] stand before the tokens they predict."
@@ -158,11 +183,12 @@ def title_scores(
         for i, prompt in enumerate(prompts):
             hidden, own = _read(extended, on([prompt[common:]]), past)
             for start in range(0, len(answers), batch_size):
-                part = answers[start:start + batch_size]
+                part = answers[start : start + batch_size]
                 width = max(map(len, part))
                 states = hidden[:, -1:].expand(len(part), -1, -1)
-                if width > 1: states = torch.cat([states, _read(extended, on([(a + [0] * width)[:width - 1] for a in part]), own)[0]], 1)
-                scores[i, start:start + batch_size] = _log_likelihood(extended, states, part)
+                if width > 1:
+                    states = torch.cat([states, _read(extended, on([(a + [0] * width)[: width - 1] for a in part]), own)[0]], 1)
+                scores[i, start : start + batch_size] = _log_likelihood(extended, states, part)
     return scores
 
 # %% ../../nbs/14_probe/00_starts.ipynb #89ad774b
@@ -171,15 +197,21 @@ def title_hits(
     questions: Questions,
     template: Template = GROUNDING["sid_to_title"],
     among: int = 20,  # titles to choose from
-) -> tuple[torch.Tensor, torch.Tensor, float]:  # hits at 1 [n] by log-probability, by what the semantic ID adds to it [n], and those of chance
+) -> tuple[
+    torch.Tensor, torch.Tensor, float
+]:  # hits at 1 [n] by log-probability, by what the semantic ID adds to it [n], and those of chance
     "Whether the right title is the likeliest of its group; a title counts once, and the last group takes some of the others in."
     distinct = _first_of_each(questions.titles)
-    if not distinct: raise GTIError("questions: none of the answers has a title; pass tell=None, or describe the new tokens")
+    if not distinct:
+        raise GTIError("questions: none of the answers has a title; pass tell=None, or describe the new tokens")
     plain, lift, chance = [], [], []
     for start in range(0, len(distinct), among):
-        group = distinct[max(0, min(start, len(distinct) - among)):][:among]
-        new = slice(len(group) - len(distinct[start:start + among]), None)
-        scores, right = title_scores(extended, questions.rows[group], [questions.titles[i] for i in group], template), torch.arange(len(group))
+        group = distinct[max(0, min(start, len(distinct) - among)) :][:among]
+        new = slice(len(group) - len(distinct[start : start + among]), None)
+        scores, right = (
+            title_scores(extended, questions.rows[group], [questions.titles[i] for i in group], template),
+            torch.arange(len(group)),
+        )
         plain.append(hits(scores, right, 1, 1e-3)[new])
         lift.append(hits(scores - scores.mean(0), right, 1, 1e-3)[new])
         chance += [1 / len(group)] * len(plain[-1])
@@ -200,11 +232,14 @@ def probe(
     prompts = text_prompts(extended, questions.texts, ask)
     states = last_states(extended, prompts, batch_size) if states is None else states
     scores, result = code_scores(extended, states), {}
-    for k in ks: result[f"code@{k}"] = hits(scores, questions.rows[:, 0], k).mean().item()
+    for k in ks:
+        result[f"code@{k}"] = hits(scores, questions.rows[:, 0], k).mean().item()
     if questions.rows.shape[1] > 1 and extended.sids is not None:
         ranks = sid_ranks(extended, prompts, questions.rows, max(ks), batch_size)
-        for k in ks: result[f"sid@{k}"] = (ranks <= k).double().mean().item()
-    if tell is not None: result["title@1"], result["title_lift@1"] = (h.mean().item() for h in title_hits(extended, questions, tell, among)[:2])
+        for k in ks:
+            result[f"sid@{k}"] = (ranks <= k).double().mean().item()
+    if tell is not None:
+        result["title@1"], result["title_lift@1"] = (h.mean().item() for h in title_hits(extended, questions, tell, among)[:2])
     return result
 
 
@@ -217,7 +252,8 @@ def chance(
     "What guessing gives."
     codes = extended.n_new if extended.sids is None else extended.sids.level_sizes[0]
     result = {f"code@{k}": min(1, k / codes) for k in ks}
-    if extended.sids is not None: result |= {f"sid@{k}": min(1, k / len(SidTrie(extended.sids).leaves)) for k in ks}
+    if extended.sids is not None:
+        result |= {f"sid@{k}": min(1, k / len(SidTrie(extended.sids).leaves)) for k in ks}
     titles = len(_first_of_each(questions.titles))
     return result | (dict.fromkeys(("title@1", "title_lift@1"), 1 / min(among, titles)) if titles else {})
 
@@ -233,7 +269,9 @@ def compare_initializers(
     encoder: str | Path = "all-minilm-l6-v2",  # of words and descriptions
     checkpoint: str | Path | None = None,  # a file of rows
     seed: int = 0,  # of random starts
-    ask: Template = GROUNDING["title_to_sid"],  # this and the next four are what is asked, as `probe` takes them; `+equal_prior` reads it too
+    ask: Template = GROUNDING[
+        "title_to_sid"
+    ],  # this and the next four are what is asked, as `probe` takes them; `+equal_prior` reads it too
     tell: Template | None = GROUNDING["sid_to_title"],  # None leaves the titles out
     ks: Sequence[int] = (1, 5, 10),  # places that count
     among: int = 20,  # titles to choose from
@@ -241,19 +279,25 @@ def compare_initializers(
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # by initializer: p_new, kl, safe, spread_ratio, effective_rank and the figures of `probe`; the last line is chance
     "Measure starts on the same questions; warnings about unsafe starts become the column `safe`."
-    if names is None: names = [n for n in INITIALIZERS if "+" not in n and (checkpoint is not None or n != "from_checkpoint")]
-    for name in names: check_initializer(name)
-    if words is None and {"focus", "wechsel"} & {n.split("+")[0] for n in names}: words = word_vectors(extended.tokenizer, encoder)
+    if names is None:
+        names = [n for n in INITIALIZERS if "+" not in n and (checkpoint is not None or n != "from_checkpoint")]
+    for name in names:
+        check_initializer(name)
+    if words is None and {"focus", "wechsel"} & {n.split("+")[0] for n in names}:
+        words = word_vectors(extended.tokenizer, encoder)
     given = dict(dataset=dataset, vectors=vectors, seed=seed, words=words, encoder=encoder, checkpoint=checkpoint, ask=ask)
-    for name in dict.fromkeys(n.split("+")[0] for n in names): draw_rows(extended, name, **given)  # what is missing is missed before the long work
+    for name in dict.fromkeys(n.split("+")[0] for n in names):
+        draw_rows(extended, name, **given)  # what is missing is missed before the long work
     before, table = [p.detach().clone() for p in extended.new_parameters()], []
     states = last_states(extended, text_prompts(extended, questions.texts, ask), batch_size)
     try:
         for name in progress_bar(names, desc="comparing starts", enabled=progress):
-            with warnings.catch_warnings(action="ignore", category=UserWarning): report = initialize(extended, name, **given)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
+                report = initialize(extended, name, **given)
             figures = {f: getattr(report, f) for f in ("p_new", "kl", "safe", "spread_ratio", "effective_rank")}
             table.append(dict(initializer=name, **figures, **probe(extended, questions, ask, tell, ks, among, batch_size, states)))
     finally:
-        for parameter, rows in zip(extended.new_parameters(), before): parameter.data.copy_(rows)
+        for parameter, rows in zip(extended.new_parameters(), before):
+            parameter.data.copy_(rows)
     guess = {f: v for f, v in chance(extended, questions, ks, among).items() if f in table[0]} if table else {}
     return pd.DataFrame([*table, dict(initializer="chance", **guess)]).set_index("initializer")

@@ -7,13 +7,26 @@ __all__ = ['Parameter', 'pipeline_path', 'pipeline_parameters', 'check_parameter
            'NotebookJob', 'run', 'relative_path', 'export_html']
 
 # %% ../../nbs/19_runs/02_execute.ipynb #c77b7c99
-import ast, importlib, io, json, logging, os, shutil, signal, sys, threading, time, tokenize
+import ast
+import importlib
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import nbformat
+
 import gti_nb
 from ..core import GTIError, check_choice, content_hash, read_json, write_atomic, write_json
 from .folder import HEARTBEAT, Run, environment, lock_folder, read_run, run_key, this_process
@@ -23,6 +36,7 @@ from .kernel import kernel_command
 @dataclass
 class Parameter:
     "A parameter of a pipeline, read from its line in the notebook."
+
     name: str
     hint: str  # type as written: "str", "int", "float", "bool", "list", "dict", with " | None" where None is allowed
     default: Any
@@ -30,8 +44,10 @@ class Parameter:
 
     def choices(self) -> list | None:
         "The values allowed, or None when any value of the type will do."
-        if self.help.startswith("one of: "): return [c.strip() for c in self.help[8:].split(";")[0].split(",")]
-        if not self.help.startswith("one of gti_nb."): return None
+        if self.help.startswith("one of: "):
+            return [c.strip() for c in self.help[8:].split(";")[0].split(",")]
+        if not self.help.startswith("one of gti_nb."):
+            return None
         module, _, name = self.help[7:].split(";")[0].split()[0].rpartition(".")
         return list(getattr(importlib.import_module(module), name))
 
@@ -41,11 +57,15 @@ def pipeline_path(
 ) -> Path:
     "The notebook of a pipeline: a path, or a name in `nbs/pipelines` of this package's checkout or of the current folder."
     if str(pipeline).endswith(".ipynb"):
-        if not Path(pipeline).is_file(): raise GTIError(f"{pipeline}: no such notebook")
+        if not Path(pipeline).is_file():
+            raise GTIError(f"{pipeline}: no such notebook")
         return Path(pipeline)
-    places = [Path(gti_nb.__file__).parent.parent/"nbs"/"pipelines", Path.cwd()/"nbs"/"pipelines"]
+    places = [Path(gti_nb.__file__).parent.parent / "nbs" / "pipelines", Path.cwd() / "nbs" / "pipelines"]
     there = {p.stem: p for place in reversed(places) for p in place.glob("*.ipynb")}
-    if not there: raise GTIError(f"pipeline {pipeline}: no pipelines found in {' or '.join(map(str, places))}; install the package from its checkout (pip install -e .), or give the path of a notebook")
+    if not there:
+        raise GTIError(
+            f"pipeline {pipeline}: no pipelines found in {' or '.join(map(str, places))}; install the package from its checkout (pip install -e .), or give the path of a notebook"
+        )
     return there[check_choice("pipeline", str(pipeline), sorted(there))]
 
 # %% ../../nbs/19_runs/02_execute.ipynb #9a2f41a2
@@ -53,17 +73,27 @@ def pipeline_parameters(
     notebook: str | Path,  # a pipeline notebook
 ) -> dict[str, Parameter]:
     "The parameters of a pipeline, in their order."
-    try: cells = nbformat.read(notebook, 4).cells
-    except Exception as e: raise GTIError(f"{notebook}: not a notebook ({type(e).__name__})") from e
+    try:
+        cells = nbformat.read(notebook, 4).cells
+    except Exception as e:
+        raise GTIError(f"{notebook}: not a notebook ({type(e).__name__})") from e
     source = next((c.source for c in cells if "parameters" in c.metadata.get("tags", [])), None)
-    if source is None: raise GTIError(f"{notebook}: no cell is tagged 'parameters'; tag the cell that holds them")
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    if source is None:
+        raise GTIError(f"{notebook}: no cell is tagged 'parameters'; tag the cell that holds them")
+    comments = {
+        t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT
+    }
     found = {}
     for node in ast.parse(source).body:
-        if not isinstance(node, (ast.AnnAssign, ast.Assign)): continue
+        if not isinstance(node, (ast.AnnAssign, ast.Assign)):
+            continue
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        try: default = ast.literal_eval(node.value)
-        except ValueError as e: raise GTIError(f"{notebook}: parameter {ast.unparse(target)} has no plain value; use a number, text, True, False, None, a list or a dict") from e
+        try:
+            default = ast.literal_eval(node.value)
+        except ValueError as e:
+            raise GTIError(
+                f"{notebook}: parameter {ast.unparse(target)} has no plain value; use a number, text, True, False, None, a list or a dict"
+            ) from e
         hint = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
         found[target.id] = Parameter(target.id, hint, default, comments.get(node.end_lineno, ""))
     return found
@@ -71,13 +101,19 @@ def pipeline_parameters(
 # %% ../../nbs/19_runs/02_execute.ipynb #5755d225
 _TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
+
 def _check_type(pipeline: str, parameter: Parameter, value: Any) -> Any:
     "The value in the parameter's type; whole numbers do as floats, nothing else is converted."
     hints = [h.strip().split("[")[0] for h in parameter.hint.split("|")]
-    if value is None and "None" in hints: return None
+    if value is None and "None" in hints:
+        return None
     for hint in hints:
-        if isinstance(value, _TYPES.get(hint, ())) and (hint == "bool" or not isinstance(value, bool)): return float(value) if hint == "float" else value
-    raise GTIError(f"{pipeline}: parameter {parameter.name}: got {value!r} ({type(value).__name__}), allowed: {parameter.hint}, such as {parameter.default!r}")
+        if isinstance(value, _TYPES.get(hint, ())) and (hint == "bool" or not isinstance(value, bool)):
+            return float(value) if hint == "float" else value
+    raise GTIError(
+        f"{pipeline}: parameter {parameter.name}: got {value!r} ({type(value).__name__}), allowed: {parameter.hint}, such as {parameter.default!r}"
+    )
+
 
 def check_parameters(
     pipeline: str,  # name for messages
@@ -85,10 +121,12 @@ def check_parameters(
     given: dict[str, Any],  # what the user set
 ) -> dict[str, Any]:  # every parameter with its value, defaults included
     "Complete the parameters, or refuse unknown names, wrong types and misspelt choices."
-    for name in given: check_choice(f"parameter of {pipeline}", name, spec)
+    for name in given:
+        check_choice(f"parameter of {pipeline}", name, spec)
     values = {name: _check_type(pipeline, p, given.get(name, p.default)) for name, p in spec.items()}
     for name, value in values.items():
-        if (allowed := spec[name].choices()) is not None: check_choice(f"{pipeline}: parameter {name}", value, allowed)
+        if (allowed := spec[name].choices()) is not None:
+            check_choice(f"{pipeline}: parameter {name}", value, allowed)
     return values
 
 # %% ../../nbs/19_runs/02_execute.ipynb #8a4af2b4
@@ -98,11 +136,16 @@ def parse_value(
 ) -> Any:
     "Read a value typed on the command line; lists and dicts are written in YAML."
     import yaml
+
     hints = [h.strip().split("[")[0] for h in parameter.hint.split("|")]
-    if "None" in hints and text in ("None", "null", ""): return None
-    if "str" in hints: return text
-    try: return float(text) if "float" in hints else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError): return text  # the type check says what is wrong with it
+    if "None" in hints and text in ("None", "null", ""):
+        return None
+    if "str" in hints:
+        return text
+    try:
+        return float(text) if "float" in hints else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text  # the type check says what is wrong with it
 
 # %% ../../nbs/19_runs/02_execute.ipynb #4e2b6bbf
 def clock(seconds: float) -> str:
@@ -110,82 +153,128 @@ def clock(seconds: float) -> str:
     m, s = divmod(max(0, round(seconds)), 60)
     return f"{m // 60}:{m % 60:02}:{s:02}" if m >= 60 else f"{m}:{s:02}"
 
+
 class StatusLine:
     "Shows what a kernel reports: one live line in a terminal, now and then a line in a log."
+
     def __init__(self, label: str, path: Path, quiet: bool = False):
         self.label, self.path, self.quiet = label, path, quiet
         self.start, self.shown, self.stage = time.monotonic(), 0.0, None
 
     def text(self) -> str:
         "The line: run, stage, step, loss, remaining and elapsed time."
-        try: p = json.loads(self.path.read_text())
-        except (OSError, ValueError): return f"{self.label} · starting · {clock(time.monotonic() - self.start)}"
+        try:
+            p = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return f"{self.label} · starting · {clock(time.monotonic() - self.start)}"
         left = clock((p["total"] - p["n"]) / p["rate"]) + " left" if p.get("total") and p.get("rate") else ""
-        parts = [self.label, f"{p['desc'] or 'step'} {p['n']}/{p['total'] or '?'}", p.get("postfix") or "", left, f"run {clock(time.monotonic() - self.start)}"]
+        parts = [
+            self.label,
+            f"{p['desc'] or 'step'} {p['n']}/{p['total'] or '?'}",
+            p.get("postfix") or "",
+            left,
+            f"run {clock(time.monotonic() - self.start)}",
+        ]
         return " · ".join(x for x in parts if x)
 
     def tick(self) -> None:
         "Look and show; cheap enough to be called several times a second."
-        if self.quiet: return
+        if self.quiet:
+            return
         now, live = time.monotonic(), sys.stderr.isatty()
-        if now - self.shown < 0.5: return
-        text = self.text(); stage = text.split(" · ")[1].rsplit(" ", 1)[0]
-        if not live and stage == self.stage and now - self.shown < 30: return
+        if now - self.shown < 0.5:
+            return
+        text = self.text()
+        stage = text.split(" · ")[1].rsplit(" ", 1)[0]
+        if not live and stage == self.stage and now - self.shown < 30:
+            return
         self.shown, self.stage = now, stage
         width = shutil.get_terminal_size().columns - 1
         print(f"\r\033[K{text[:width]}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
     def done(self, text: str) -> None:
         "Replace the live line by the outcome."
-        if not self.quiet: print(("\r\033[K" if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
+        if not self.quiet:
+            print(("\r\033[K" if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
 
 # %% ../../nbs/19_runs/02_execute.ipynb #b1de6e5f
 def _kernel_class(env: dict):
     "A kernel manager that starts `kernel_command` with `env` in its environment; `.started` lists the instances."
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
+
     class Kernel(AsyncKernelManager):
         started = []
+
         @property
-        def kernel_spec(self): return KernelSpec(argv=kernel_command(), env=env, language="python", display_name="python3")
+        def kernel_spec(self):
+            return KernelSpec(argv=kernel_command(), env=env, language="python", display_name="python3")
+
         async def _async_pre_start_kernel(self, **kw):
-            Kernel.started.append(self); return await super()._async_pre_start_kernel(**kw)
+            Kernel.started.append(self)
+            return await super()._async_pre_start_kernel(**kw)
+
         pre_start_kernel = _async_pre_start_kernel
+
     return Kernel
+
 
 class NotebookJob(threading.Thread):
     "Papermill on one notebook, in a thread."
+
     def __init__(self, notebook: Path, output: Path, values: dict, progress_file: Path):
         super().__init__(daemon=True)
         self.notebook, self.output, self.values, self.error = notebook, output, values, None
-        self.ended = threading.Event()  # waited for instead of `join`, which an interrupt makes believe that the thread has ended (Python 3.11)
+        self.ended = (
+            threading.Event()
+        )  # waited for instead of `join`, which an interrupt makes believe that the thread has ended (Python 3.11)
         self.kernel = _kernel_class({"GTI_PROGRESS": str(progress_file)})
 
     def run(self) -> None:
         import papermill
+
         logging.getLogger("papermill").setLevel(logging.ERROR)
         plain = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill fills in braces
-        try: papermill.execute_notebook(plain(self.notebook), plain(self.output), self.values, kernel_name="python3", language="python", progress_bar=False, start_timeout=180, iopub_timeout=120, kernel_manager_class=self.kernel)
-        except BaseException as e: self.error = e
-        finally: self.ended.set()
+        try:
+            papermill.execute_notebook(
+                plain(self.notebook),
+                plain(self.output),
+                self.values,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                start_timeout=180,
+                iopub_timeout=120,
+                kernel_manager_class=self.kernel,
+            )
+        except BaseException as e:
+            self.error = e
+        finally:
+            self.ended.set()
 
     def stop(self, grace: float = 30) -> None:
         "Interrupt the kernel; kill it when it goes on for `grace` seconds."
         for sign, wait in ((signal.SIGINT, grace), (getattr(signal, "SIGKILL", signal.SIGTERM), 10)):
             for k in self.kernel.started:
                 pid = getattr(k.provisioner, "pid", None)
-                if pid and k.provisioner.process is not None and k.provisioner.process.poll() is None: os.kill(pid, sign)
-            if self.ended.wait(wait): return
+                if pid and k.provisioner.process is not None and k.provisioner.process.poll() is None:
+                    os.kill(pid, sign)
+            if self.ended.wait(wait):
+                return
 
 # %% ../../nbs/19_runs/02_execute.ipynb #13d41422
 def _failure(job: NotebookJob) -> str | None:
     "What went wrong in a notebook that has ended, in one line; None when every cell ran."
-    try: cells = [c for c in nbformat.read(job.output, 4).cells if c.cell_type == "code"]
-    except Exception: return f"{type(job.error).__name__}: {job.error}" if job.error else "no executed notebook was written"
+    try:
+        cells = [c for c in nbformat.read(job.output, 4).cells if c.cell_type == "code"]
+    except Exception:
+        return f"{type(job.error).__name__}: {job.error}" if job.error else "no executed notebook was written"
     for number, cell in enumerate(cells, 1):
         for o in cell.outputs:
-            if o.output_type == "error": return f"{o.ename}: {o.evalue} (code cell {number} of {len(cells)})"
-    if job.error is not None: return f"{type(job.error).__name__}: {str(job.error).strip()}"
+            if o.output_type == "error":
+                return f"{o.ename}: {o.evalue} (code cell {number} of {len(cells)})"
+    if job.error is not None:
+        return f"{type(job.error).__name__}: {str(job.error).strip()}"
     waiting = [n for n, c in enumerate(cells, 1) if c.source.strip() and c.metadata.get("papermill", {}).get("status") != "completed"]
     return f"code cell {waiting[0]} of {len(cells)} did not run" if waiting else None
 
@@ -193,51 +282,83 @@ def _failure(job: NotebookJob) -> str | None:
 def _free(folder: Path, infix: str, first: int) -> Path:
     "The first of `folder` + infix + number that does not exist."
     number = first
-    while (path := folder.with_name(f"{folder.name}{infix}{number}")).exists(): number += 1
+    while (path := folder.with_name(f"{folder.name}{infix}{number}")).exists():
+        number += 1
     return path
+
 
 def _occupant(folder: Path, key: str, values: dict) -> Run | None:
     "The finished run with this key in `folder`; None when the folder is free, or has just been made so."
-    if not folder.exists() or (folder.is_dir() and all(p.name == "checkpoints" for p in folder.iterdir())): return None
-    if not (folder/"run.json").exists(): raise GTIError(f"{folder}: holds files but no run; choose another out_dir")
-    there = read_run(folder)
-    if there.status == "running": raise GTIError(f"{folder}: process {there.record.get('pid')} on {there.record.get('host')} is working in this run folder; wait for it, or choose another out_dir")
-    if there.status != "finished":
-        aside = _free(folder, f".{there.status}-", 1); os.rename(folder, aside)
-        if there.record.get("key") == key and (aside/"checkpoints").is_dir(): folder.mkdir(); os.rename(aside/"checkpoints", folder/"checkpoints")
+    if not folder.exists() or (folder.is_dir() and all(p.name == "checkpoints" for p in folder.iterdir())):
         return None
-    if there.record.get("key") == key: return there
-    changed = [f"{k}: {there.parameters.get(k)!r} there, {v!r} here" for k, v in values.items() if k != "out_dir" and there.parameters.get(k) != v]
-    raise GTIError(f"{folder}: holds a finished run with other settings ({'; '.join(changed) or 'another version or input'}); choose another out_dir, or ask for a fresh run beside it")
+    if not (folder / "run.json").exists():
+        raise GTIError(f"{folder}: holds files but no run; choose another out_dir")
+    there = read_run(folder)
+    if there.status == "running":
+        raise GTIError(
+            f"{folder}: process {there.record.get('pid')} on {there.record.get('host')} is working in this run folder; wait for it, or choose another out_dir"
+        )
+    if there.status != "finished":
+        aside = _free(folder, f".{there.status}-", 1)
+        os.rename(folder, aside)
+        if there.record.get("key") == key and (aside / "checkpoints").is_dir():
+            folder.mkdir()
+            os.rename(aside / "checkpoints", folder / "checkpoints")
+        return None
+    if there.record.get("key") == key:
+        return there
+    changed = [
+        f"{k}: {there.parameters.get(k)!r} there, {v!r} here" for k, v in values.items() if k != "out_dir" and there.parameters.get(k) != v
+    ]
+    raise GTIError(
+        f"{folder}: holds a finished run with other settings ({'; '.join(changed) or 'another version or input'}); choose another out_dir, or ask for a fresh run beside it"
+    )
 
 # %% ../../nbs/19_runs/02_execute.ipynb #1d21255c
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     "Treat SIGTERM like Ctrl-C while a run is on (main thread only)."
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    def stop(*_): raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
     before = signal.signal(signal.SIGTERM, stop)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
 
 def _attempt(job: NotebookJob, line: StatusLine, folder: Path, record: dict) -> dict:
     "Run the job to its end and return the finished record; Ctrl-C ends it as interrupted."
     begun, beat = time.monotonic(), time.monotonic()
-    write_json(folder/"run.json", record); outcome = {"status": "failed", "error": "the run was given up"}
+    write_json(folder / "run.json", record)
+    outcome = {"status": "failed", "error": "the run was given up"}
     try:
         with _sigterm_interrupts():
             job.start()
             while not job.ended.wait(0.2):
                 line.tick()
-                if time.monotonic() - beat > HEARTBEAT: beat = time.monotonic(); record["heartbeat"] = time.time(); write_json(folder/"run.json", record)
-        error = _failure(job); outcome = {"status": "failed", "error": error} if error else {"status": "finished"}
-    except KeyboardInterrupt: job.stop(); outcome = {"status": "interrupted", "error": "interrupted by the user or the system"}
+                if time.monotonic() - beat > HEARTBEAT:
+                    beat = time.monotonic()
+                    record["heartbeat"] = time.time()
+                    write_json(folder / "run.json", record)
+        error = _failure(job)
+        outcome = {"status": "failed", "error": error} if error else {"status": "finished"}
+    except KeyboardInterrupt:
+        job.stop()
+        outcome = {"status": "interrupted", "error": "interrupted by the user or the system"}
     finally:
-        if job.is_alive() and not job.ended.is_set(): job.stop()
-        facts = read_json(folder/"facts.json") if (folder/"facts.json").exists() else {}
+        if job.is_alive() and not job.ended.is_set():
+            job.stop()
+        facts = read_json(folder / "facts.json") if (folder / "facts.json").exists() else {}
         record |= facts | outcome | {"seconds": round(time.monotonic() - begun, 2), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        write_json(folder/"run.json", record)
-        for leftover in (folder/"facts.json", line.path): leftover.unlink(missing_ok=True)
+        write_json(folder / "run.json", record)
+        for leftover in (folder / "facts.json", line.path):
+            leftover.unlink(missing_ok=True)
     return record
 
 # %% ../../nbs/19_runs/02_execute.ipynb #4edc09bd
@@ -252,20 +373,26 @@ def run(
     quiet: bool = False,  # no progress line
 ) -> Run:
     "Run a pipeline in a folder of its own, or return the finished run with the same parameters; `GTIError` when it fails."
-    path = pipeline_path(pipeline); spec = pipeline_parameters(path); name = path.stem
+    path = pipeline_path(pipeline)
+    spec = pipeline_parameters(path)
+    name = path.stem
     values = check_parameters(name, spec, parameters or {})
     out_dir = out_dir or (parameters or {}).get("out_dir")
-    own = path.resolve().parent != (Path(gti_nb.__file__).parent.parent/"nbs"/"pipelines").resolve()
+    own = path.resolve().parent != (Path(gti_nb.__file__).parent.parent / "nbs" / "pipelines").resolve()
     key = run_key(f"{name} {_code_hash(path)}" if own else name, values)
-    folder = Path(out_dir or Path("outputs")/"runs"/f"{name}-{key[:8]}").absolute()
-    if fresh and folder.exists(): folder = _free(folder, "-", 2)
+    folder = Path(out_dir or Path("outputs") / "runs" / f"{name}-{key[:8]}").absolute()
+    if fresh and folder.exists():
+        folder = _free(folder, "-", 2)
     with lock_folder(folder):
-        if there := _occupant(folder, key, values): return _reuse(there, path, label, quiet)
+        if there := _occupant(folder, key, values):
+            return _reuse(there, path, label, quiet)
         folder.mkdir(parents=True, exist_ok=True)
-        if "out_dir" in spec: values["out_dir"] = str(folder)
-        record = _record(path, key, values) | (tags or {}); write_json(folder/"parameters.json", values)
-        line = StatusLine(label or folder.name, folder/".progress.json", quiet)
-        record = _attempt(NotebookJob(path, folder/path.name, values, line.path), line, folder, record)
+        if "out_dir" in spec:
+            values["out_dir"] = str(folder)
+        record = _record(path, key, values) | (tags or {})
+        write_json(folder / "parameters.json", values)
+        line = StatusLine(label or folder.name, folder / ".progress.json", quiet)
+        record = _attempt(NotebookJob(path, folder / path.name, values, line.path), line, folder, record)
         return _finish(Run(folder, record), line, path.name, html)
 
 # %% ../../nbs/19_runs/02_execute.ipynb #dc80b51a
@@ -273,30 +400,53 @@ def _code_hash(path: Path) -> str:
     "Identify the code cells of a notebook."
     return content_hash([c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"])
 
+
 def _record(path: Path, key: str, values: dict) -> dict:
     "The record of a run that is about to start."
-    return {"pipeline": path.stem, "status": "running", "key": key, "notebook_hash": _code_hash(path), "parameters": values,
-            **{k: values[k] for k in ("tokens_dir", "base") if k in values},
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "heartbeat": time.time(), **this_process(), **environment()}
+    return {
+        "pipeline": path.stem,
+        "status": "running",
+        "key": key,
+        "notebook_hash": _code_hash(path),
+        "parameters": values,
+        **{k: values[k] for k in ("tokens_dir", "base") if k in values},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "heartbeat": time.time(),
+        **this_process(),
+        **environment(),
+    }
+
 
 def relative_path(path: Path) -> str:
     "A path as the user would type it: relative to the current folder where it lies below."
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
+
 def _reuse(there: Run, path: Path, label: str | None, quiet: bool) -> Run:
     "Say that a finished run is taken, and whether its notebook has changed since."
-    changed = ", made before the notebook was last changed; --fresh runs it again" if there.record.get("notebook_hash") != _code_hash(path) else ""
-    StatusLine("", path, quiet).done(f"{label or there.name} · reusing {relative_path(there.folder)} ({clock(there.record.get('seconds') or 0)}{changed})")
-    there.reused = True; return there
+    changed = (
+        ", made before the notebook was last changed; --fresh runs it again"
+        if there.record.get("notebook_hash") != _code_hash(path)
+        else ""
+    )
+    StatusLine("", path, quiet).done(
+        f"{label or there.name} · reusing {relative_path(there.folder)} ({clock(there.record.get('seconds') or 0)}{changed})"
+    )
+    there.reused = True
+    return there
+
 
 def _finish(done: Run, line: StatusLine, notebook: str, html: bool) -> Run:
     "Announce how a run ended; raise unless it finished."
-    took, where = clock(done.record["seconds"]), relative_path(done.folder/notebook)
-    if done.status == "interrupted": line.done(f"{line.label} · interrupted after {took} · {relative_path(done.folder)}"); raise KeyboardInterrupt
+    took, where = clock(done.record["seconds"]), relative_path(done.folder / notebook)
+    if done.status == "interrupted":
+        line.done(f"{line.label} · interrupted after {took} · {relative_path(done.folder)}")
+        raise KeyboardInterrupt
     if done.status != "finished":
         line.done(f"{line.label} · failed after {took}")
         raise GTIError(f"{line.label}: {done.record['error']}; the executed notebook is {where}")
-    if html: export_html(done.folder/notebook, (done.folder/notebook).with_suffix(".html"))
+    if html:
+        export_html(done.folder / notebook, (done.folder / notebook).with_suffix(".html"))
     line.done(f"{line.label} · finished in {took} · {relative_path(done.folder)}")
     return done
 
@@ -307,5 +457,6 @@ def export_html(
 ) -> Path:
     "Write an executed notebook as a page of prose, tables and figures, without its code."
     from nbconvert import HTMLExporter
+
     page, _ = HTMLExporter(exclude_input=True, exclude_output_prompt=True).from_filename(str(notebook))
     return write_atomic(path, page)

@@ -7,42 +7,56 @@ __all__ = ['HEARTBEAT', 'this_process', 'is_alive', 'Run', 'read_run', 'run_key'
            'runs', 'record_facts', 'tokens_folder']
 
 # %% ../../nbs/19_runs/00_folder.ipynb #1f625fd6
-import os, platform, socket, subprocess, time
+import os
+import platform
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-import pandas as pd, psutil
+
+import pandas as pd
+import psutil
+
 import gti_nb
 from ..core import GTIError, content_hash, read_json, write_json
 
 # %% ../../nbs/19_runs/00_folder.ipynb #5b064de7
 HEARTBEAT = 10  # seconds between two signs of life of a running run
 
+
 def this_process() -> dict:
     "What identifies this process: its id, when it started, and the host's name."
     return {"pid": os.getpid(), "process_started": psutil.Process().create_time(), "host": socket.gethostname()}
+
 
 def is_alive(
     record: dict,  # a run's record
 ) -> bool:
     "Does the process that a record names still run?"
-    if record.get("host") != socket.gethostname(): return time.time() - (record.get("heartbeat") or 0) < 30 * HEARTBEAT
-    try: return abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 2
-    except (KeyError, TypeError, psutil.Error): return False
+    if record.get("host") != socket.gethostname():
+        return time.time() - (record.get("heartbeat") or 0) < 30 * HEARTBEAT
+    try:
+        return abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 2
+    except (KeyError, TypeError, psutil.Error):
+        return False
 
 # %% ../../nbs/19_runs/00_folder.ipynb #eae2a6e3
 @dataclass
 class Run:
     "A run folder and its record."
+
     folder: Path  # where everything of this run lies
     record: dict  # what run.json says
     reused: bool = False  # True when `run` found it finished and did not compute anything
 
     @property
-    def name(self) -> str: return self.folder.name
+    def name(self) -> str:
+        return self.folder.name
 
     @property
     def status(self) -> str:
@@ -51,17 +65,18 @@ class Run:
         return "crashed" if said == "running" and not is_alive(self.record) else said
 
     @property
-    def parameters(self) -> dict: return self.record.get("parameters", {})
+    def parameters(self) -> dict:
+        return self.record.get("parameters", {})
 
     @property
     def metrics(self) -> dict:
         "The numbers of metrics.json, empty when the run has none."
-        path = self.folder/"metrics.json"
+        path = self.folder / "metrics.json"
         return read_json(path) if path.exists() else {}
 
     def per_user(self) -> pd.DataFrame:
         "The rank and metrics of every evaluated user."
-        return pd.read_parquet(self.folder/"per_user.parquet")
+        return pd.read_parquet(self.folder / "per_user.parquet")
 
 # %% ../../nbs/19_runs/00_folder.ipynb #67508daa
 def read_run(
@@ -69,19 +84,24 @@ def read_run(
 ) -> Run:
     "Read a run folder; `GTIError` when it is none or its record is damaged."
     folder = Path(folder)
-    if not (folder/"run.json").exists(): raise GTIError(f"{folder}: not a run folder (no run.json); `gti runs` lists the runs there are")
-    record = read_json(folder/"run.json")
-    if not isinstance(record, dict): raise GTIError(f"{folder/'run.json'}: got a {type(record).__name__}, expected a record")
+    if not (folder / "run.json").exists():
+        raise GTIError(f"{folder}: not a run folder (no run.json); `gti runs` lists the runs there are")
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict):
+        raise GTIError(f"{folder / 'run.json'}: got a {type(record).__name__}, expected a record")
     return Run(folder, record)
 
 # %% ../../nbs/19_runs/00_folder.ipynb #64bbefac
 def _identity(value: Any) -> Any:
     "What a parameter stands for: the key of the run it points to, or the value itself."
-    if isinstance(value, (list, tuple)): return [_identity(v) for v in value]
-    if isinstance(value, str) and value and len(value) < 4096 and "\0" not in value and (Path(value)/"run.json").is_file():
-        key = read_json(Path(value)/"run.json").get("key")
-        if key: return f"run {key}"
+    if isinstance(value, (list, tuple)):
+        return [_identity(v) for v in value]
+    if isinstance(value, str) and value and len(value) < 4096 and "\0" not in value and (Path(value) / "run.json").is_file():
+        key = read_json(Path(value) / "run.json").get("key")
+        if key:
+            return f"run {key}"
     return value
+
 
 def run_key(
     pipeline: str,  # the pipeline's name
@@ -94,26 +114,49 @@ def run_key(
 def _git_commit() -> str | None:
     "The commit of the checkout this package lies in, with a + when files differ from it; None outside of git."
     at = Path(gti_nb.__file__).parent
-    def git(*command): return subprocess.run(["git", "-C", str(at), *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    try: return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError): return None
+
+    def git(*command):
+        return subprocess.run(["git", "-C", str(at), *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
 
 def _processor() -> str:
     "The processor's name as the system gives it."
-    try: return next(l.split(":", 1)[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
+    try:
+        return next(l.split(":", 1)[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
 
 def _gpu() -> str | None:
     "The graphics processors' names, without waking torch for it; None when there is none."
-    try: names = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")
-    except (OSError, subprocess.SubprocessError): return None
+    try:
+        names = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.split("\n")
+    except (OSError, subprocess.SubprocessError):
+        return None
     return ", ".join(n.strip() for n in names if n.strip()) or None
+
 
 def environment() -> dict:
     "Versions and hardware, as far as they bear on a result."
-    return {"versions": {"gti_nb": gti_nb.__version__, "python": platform.python_version(), **{n: metadata.version(n) for n in ("torch", "transformers", "numpy")}},
-            "git": _git_commit(), "platform": platform.platform(), "cpu": _processor(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "gpu": _gpu()}
+    return {
+        "versions": {
+            "gti_nb": gti_nb.__version__,
+            "python": platform.python_version(),
+            **{n: metadata.version(n) for n in ("torch", "transformers", "numpy")},
+        },
+        "git": _git_commit(),
+        "platform": platform.platform(),
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": _gpu(),
+    }
 
 # %% ../../nbs/19_runs/00_folder.ipynb #685c37be
 @contextmanager
@@ -121,25 +164,42 @@ def lock_folder(
     folder: str | Path,  # the run folder to be written; it need not exist yet
 ) -> Iterator[None]:
     "Hold a run folder for this process alone; `GTIError` at once when another one has it."
-    folder = Path(folder).absolute(); path = folder.with_name(f".{folder.name}.lock")
-    try: path.parent.mkdir(parents=True, exist_ok=True); file = open(path, "a+")
-    except OSError as e: raise GTIError(f"{path.parent}: cannot write run folders here ({e.strerror}); choose another --out-dir") from e
+    folder = Path(folder).absolute()
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as e:
+        raise GTIError(f"{path.parent}: cannot write run folders here ({e.strerror}); choose another --out-dir") from e
     with file:
         if not _try_lock(file):
-            file.seek(0); pid = file.readline().strip() or "unknown"
+            file.seek(0)
+            pid = file.readline().strip() or "unknown"
             raise GTIError(f"{folder}: another process (pid {pid}) is working in this run folder; wait for it, or choose another out_dir")
-        file.truncate(0); file.write(f"{os.getpid()}\n"); file.flush()
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
         yield
+
 
 def _try_lock(file) -> bool:
     "Lock an open file without waiting; the lock ends with the file or the process."
-    try: import fcntl
+    try:
+        import fcntl
     except ImportError:
         import msvcrt
-        try: file.seek(0x7FFF0000); msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1); return True
-        except OSError: return False
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB); return True
-    except OSError: return False
+
+        try:
+            file.seek(0x7FFF0000)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            return True
+        except OSError:
+            return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
 
 # %% ../../nbs/19_runs/00_folder.ipynb #9bb0cf6e
 def find_runs(
@@ -148,9 +208,12 @@ def find_runs(
     "Every run below a folder, in the order they were started; damaged records are passed over."
     found = []
     for path in Path(root).rglob("run.json"):
-        try: found.append(read_run(path.parent))
-        except GTIError: continue
+        try:
+            found.append(read_run(path.parent))
+        except GTIError:
+            continue
     return sorted(found, key=lambda r: (r.record.get("started") or "", str(r.folder)))
+
 
 def runs(
     root: str | Path = "outputs",  # searched with all its subfolders
@@ -158,7 +221,13 @@ def runs(
     "The index of all runs."
     rows = []
     for r in find_runs(root):
-        row = {"folder": str(r.folder), "pipeline": r.record.get("pipeline"), "status": r.status, "started": r.record.get("started"), "seconds": r.record.get("seconds")}
+        row = {
+            "folder": str(r.folder),
+            "pipeline": r.record.get("pipeline"),
+            "status": r.status,
+            "started": r.record.get("started"),
+            "seconds": r.record.get("seconds"),
+        }
         row |= {k: r.record[k] for k in ("study", "arm") if k in r.record}
         row |= {k: r.parameters[k] for k in ("init", "seed", "ground_steps", "sft_steps") if k in r.parameters}
         row |= {k: v for k, v in (r.record.get("metrics") or {}).items() if k in ("recall@10", "ndcg@10")}
@@ -173,14 +242,27 @@ def record_facts(
     **facts: Any,  # more for the record: tokens_dir, base, hashes, stages, metrics
 ) -> None:
     "Called by a pipeline's last cell: keep `facts` for the record, and write the record itself if no `run` is there to do it."
-    out_dir = Path(out_dir); write_json(out_dir/"facts.json", facts)
-    if (out_dir/"run.json").exists() and read_run(out_dir).status == "running": return
-    write_json(out_dir/"run.json", {"pipeline": pipeline, "status": "finished", "by_hand": True, "key": None, "parameters": parameters | {"out_dir": str(out_dir)},
-                                    "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **environment(), **facts})
+    out_dir = Path(out_dir)
+    write_json(out_dir / "facts.json", facts)
+    if (out_dir / "run.json").exists() and read_run(out_dir).status == "running":
+        return
+    write_json(
+        out_dir / "run.json",
+        {
+            "pipeline": pipeline,
+            "status": "finished",
+            "by_hand": True,
+            "key": None,
+            "parameters": parameters | {"out_dir": str(out_dir)},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **environment(),
+            **facts,
+        },
+    )
 
 # %% ../../nbs/19_runs/00_folder.ipynb #ada67d76
 def tokens_folder(
     path: str | Path,  # a run folder of the tokenize pipeline, or a folder that `tokenize` has written
 ) -> Path:
     "Where the data set, vectors and semantic IDs of a tokenize run lie."
-    return Path(path)/"tokens" if (Path(path)/"tokens").is_dir() else Path(path)
+    return Path(path) / "tokens" if (Path(path) / "tokens").is_dir() else Path(path)

@@ -6,15 +6,24 @@
 __all__ = ['file_bar', 'kernel_command', 'main']
 
 # %% ../../nbs/19_runs/01_kernel.ipynb #f438567a
-import json, os, sys, time
+import json
+import os
+import sys
+import time
 from pathlib import Path
 
 # %% ../../nbs/19_runs/01_kernel.ipynb #5dc57b41
 class _Nowhere:
     "A file for tqdm to write to that keeps nothing."
+
     encoding = "utf-8"
-    def write(self, text): pass
-    def flush(self): pass
+
+    def write(self, text):
+        pass
+
+    def flush(self):
+        pass
+
 
 def file_bar(
     path: str | Path,  # where the state goes
@@ -22,32 +31,56 @@ def file_bar(
 ) -> type:  # a tqdm class
     "A progress bar that writes `{desc, n, total, elapsed, rate, postfix}` to a file instead of the screen."
     from tqdm.std import tqdm
+
     path = Path(path)
+
     class FileBar(tqdm):
         written = 0.0
+
         def __init__(self, *args, **kw):
-            for name in ("display", "dynamic_ncols", "name"): kw.pop(name, None)
+            for name in ("display", "dynamic_ncols", "name"):
+                kw.pop(name, None)
             super().__init__(*args, **(kw | {"file": _Nowhere()}))
+
         def display(self, *args, **kw):
-            state = self.format_dict; last = state["total"] is not None and state["n"] >= state["total"]
-            if time.monotonic() - FileBar.written < every and not last: return
+            state = self.format_dict
+            last = state["total"] is not None and state["n"] >= state["total"]
+            if time.monotonic() - FileBar.written < every and not last:
+                return
             FileBar.written = time.monotonic()
             try:
-                (temporary := path.with_name(f".{path.name}.{os.getpid()}")).write_text(json.dumps({k: state[k] for k in ("n", "total", "elapsed", "rate", "postfix")} | {"desc": self.desc.removesuffix(": ")}))
+                (temporary := path.with_name(f".{path.name}.{os.getpid()}")).write_text(
+                    json.dumps({k: state[k] for k in ("n", "total", "elapsed", "rate", "postfix")} | {"desc": self.desc.removesuffix(": ")})
+                )
                 os.replace(temporary, path)
-            except (OSError, TypeError, ValueError): pass  # a bar must never stop the work it measures
+            except (OSError, TypeError, ValueError):
+                pass  # a bar must never stop the work it measures
+
     return FileBar
 
 # %% ../../nbs/19_runs/01_kernel.ipynb #a454b04f
 def kernel_command() -> list[str]:
     "The command that starts this kernel; `{connection_file}` is filled in by Jupyter."
-    return [sys.executable, "-c", "from gti_nb.runs.kernel import main; main()", "--IPKernelApp.log_level=CRITICAL", "-f", "{connection_file}"]
+    return [
+        sys.executable,
+        "-c",
+        "from gti_nb.runs.kernel import main; main()",
+        "--IPKernelApp.log_level=CRITICAL",
+        "-f",
+        "{connection_file}",
+    ]
+
 
 def main() -> None:
     "Start the kernel; with GTI_PROGRESS in the environment, bars write to the file it names."
     if path := os.environ.get("GTI_PROGRESS"):
-        import tqdm, tqdm.auto, tqdm.autonotebook
+        import tqdm
+        import tqdm.auto
+        import tqdm.autonotebook
+
         bar = file_bar(path)
-        for module in (tqdm, tqdm.auto, tqdm.autonotebook): module.tqdm, module.trange = bar, lambda *a, **kw: bar(range(*a), **kw)
+        for module in (tqdm, tqdm.auto, tqdm.autonotebook):
+            module.tqdm, module.trange = bar, lambda *a, **kw: bar(range(*a), **kw)
     from ipykernel.kernelapp import launch_new_instance
+
     launch_new_instance()

@@ -10,15 +10,18 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 import yaml
+
 from ..core import GTIError, check_choice
-from .execute import clock, check_parameters, pipeline_parameters, pipeline_path, run
+from .execute import check_parameters, clock, pipeline_parameters, pipeline_path, run
 from .folder import Run, run_key
 
 # %% ../../nbs/19_runs/03_study.ipynb #d8a213d6
 @dataclass
 class Study:
     "A study file."
+
     name: str  # also its folder's name under outputs
     arms: dict[str, dict]  # parameters of the train pipeline that make an arm
     tokenize: dict = field(default_factory=dict)  # parameters of the tokenize pipeline
@@ -34,19 +37,27 @@ class Study:
 # %% ../../nbs/19_runs/03_study.ipynb #aaaae0ef
 _FIELDS = {"name": str, "tokenize": dict, "common": dict, "arms": dict, "seeds": list, "baseline": str, "report": bool}
 
+
 def _checked(path: Path, raw: Any) -> Study:
     "A study from what the YAML holds; names and types are checked, parameters are not."
-    if not isinstance(raw, dict): raise GTIError(f"{path}: got a {type(raw).__name__}, expected the fields {', '.join(_FIELDS)}")
+    if not isinstance(raw, dict):
+        raise GTIError(f"{path}: got a {type(raw).__name__}, expected the fields {', '.join(_FIELDS)}")
     for name, value in raw.items():
         check_choice(f"{path}: field", name, _FIELDS)
-        if not isinstance(value, _FIELDS[name]): raise GTIError(f"{path}: {name}: got {value!r}, expected a {_FIELDS[name].__name__}")
+        if not isinstance(value, _FIELDS[name]):
+            raise GTIError(f"{path}: {name}: got {value!r}, expected a {_FIELDS[name].__name__}")
     study = Study(**({"name": path.stem} | {"arms": {}} | raw))
-    if not study.arms: raise GTIError(f"{path}: arms: none given; write at least one, such as mean: {{init: mean}}")
+    if not study.arms:
+        raise GTIError(f"{path}: arms: none given; write at least one, such as mean: {{init: mean}}")
     study.arms = {str(arm): parameters or {} for arm, parameters in study.arms.items()}
-    if bad := [a for a in (study.name, *study.arms) if not a.replace("-", "").replace("_", "").replace(".", "").isalnum() or a.startswith(".")]:
+    if bad := [
+        a for a in (study.name, *study.arms) if not a.replace("-", "").replace("_", "").replace(".", "").isalnum() or a.startswith(".")
+    ]:
         raise GTIError(f"{path}: got the name {bad[0]!r}, allowed: letters, digits, '-', '_' and '.', since it names a folder")
-    if bad := [s for s in study.seeds if not isinstance(s, int) or isinstance(s, bool)] or (not study.seeds and ["none"]): raise GTIError(f"{path}: seeds: got {bad[0]!r}, expected whole numbers, such as [0, 1, 2]")
+    if bad := [s for s in study.seeds if not isinstance(s, int) or isinstance(s, bool)] or (not study.seeds and ["none"]):
+        raise GTIError(f"{path}: seeds: got {bad[0]!r}, expected whole numbers, such as [0, 1, 2]")
     return study
+
 
 def read_study(
     path: str | Path,  # a YAML file
@@ -56,25 +67,34 @@ def read_study(
 ) -> Study:
     "Read a study file and check every parameter of every run in it, before anything runs."
     path = Path(path)
-    try: raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e: raise GTIError(f"{path}: cannot be read ({e.strerror}); the studies that come with the package lie in studies/") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise GTIError(f"{path}: not valid YAML: {str(e).replace(chr(10), ' ')}") from e
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise GTIError(f"{path}: cannot be read ({e.strerror}); the studies that come with the package lie in studies/") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise GTIError(f"{path}: not valid YAML: {str(e).replace(chr(10), ' ')}") from e
     study = _checked(path, raw)
-    if data is not None: study.tokenize = study.tokenize | {"data": data}
+    if data is not None:
+        study.tokenize = study.tokenize | {"data": data}
     check_choice(f"{path}: baseline", study.baseline, study.arms)
-    for arm in arms or (): check_choice(f"{path}: arm", arm, study.arms)
-    if arms: study.arms = {a: p for a, p in study.arms.items() if a in arms}
-    if seeds is not None: study.seeds = list(seeds)
+    for arm in arms or ():
+        check_choice(f"{path}: arm", arm, study.arms)
+    if arms:
+        study.arms = {a: p for a, p in study.arms.items() if a in arms}
+    if seeds is not None:
+        study.seeds = list(seeds)
     check_parameters(f"{path}: tokenize", pipeline_parameters(pipeline_path("tokenize")), study.tokenize)
     train = pipeline_parameters(pipeline_path("train"))
-    for arm, parameters in study.arms.items(): check_parameters(f"{path}: arm {arm}", train, study.common | parameters)
+    for arm, parameters in study.arms.items():
+        check_parameters(f"{path}: arm {arm}", train, study.common | parameters)
     return study
 
 # %% ../../nbs/19_runs/03_study.ipynb #be581b70
 def _one(pipeline: str, name: str, label: str, parameters: dict, root: Path, tags: dict, **options: Any) -> Run:
     "A run of a study, in a folder named after it and its key."
     values = check_parameters(label, pipeline_parameters(pipeline_path(pipeline)), parameters)
-    return run(pipeline, parameters, root/f"{name}-{run_key(pipeline, values)[:8]}", tags=tags, label=label, **options)
+    return run(pipeline, parameters, root / f"{name}-{run_key(pipeline, values)[:8]}", tags=tags, label=label, **options)
+
 
 def study(
     path: str | Path,  # a study file
@@ -86,17 +106,36 @@ def study(
     quiet: bool = False,  # no progress line
 ) -> list[Run]:  # tokenize, the trainings in the order they ran, and the report if the study asks for one
     "Run a study, reusing what is finished; the first run that fails ends it with a `GTIError`."
-    plan = read_study(path, arms, seeds, data); root = Path(out_dir)/plan.name; todo = plan.plan()
+    plan = read_study(path, arms, seeds, data)
+    root = Path(out_dir) / plan.name
+    todo = plan.plan()
     say = lambda text: None if quiet else print(text, file=sys.stderr, flush=True)
     total = len(todo) + 1 + plan.report
     made = [_one("tokenize", "tokenize", f"[1/{total}] tokenize", plan.tokenize, root, {"study": plan.name}, quiet=quiet)]
     taken = []
     for n, (arm, seed) in enumerate(todo, 2):
         parameters = {"tokens_dir": str(made[0].folder)} | plan.common | plan.arms[arm] | {"seed": seed}
-        made.append(_one("train", f"{arm}-seed{seed}", f"[{n}/{total}] {arm} seed {seed}", parameters, root, {"study": plan.name, "arm": arm}, fresh=fresh, quiet=quiet))
-        if not made[-1].reused: taken.append(made[-1].record["seconds"])
-        if taken and (left := len(todo) - n + 1): say(f"about {clock(left * sum(taken) / len(taken))} left for {left} more training{'s' * (left > 1)}")
+        made.append(
+            _one(
+                "train",
+                f"{arm}-seed{seed}",
+                f"[{n}/{total}] {arm} seed {seed}",
+                parameters,
+                root,
+                {"study": plan.name, "arm": arm},
+                fresh=fresh,
+                quiet=quiet,
+            )
+        )
+        if not made[-1].reused:
+            taken.append(made[-1].record["seconds"])
+        if taken and (left := len(todo) - n + 1):
+            say(f"about {clock(left * sum(taken) / len(taken))} left for {left} more training{'s' * (left > 1)}")
     if plan.report:
-        wanted = {"study_dir": "", "runs": [str(r.folder) for r in made[1:]], "baseline": plan.baseline if plan.baseline in plan.arms else next(iter(plan.arms))}
+        wanted = {
+            "study_dir": "",
+            "runs": [str(r.folder) for r in made[1:]],
+            "baseline": plan.baseline if plan.baseline in plan.arms else next(iter(plan.arms)),
+        }
         made.append(_one("report", "report", f"[{total}/{total}] report", wanted, root, {"study": plan.name}, html=True, quiet=quiet))
     return made

@@ -11,14 +11,17 @@ __all__ = ['arm_of', 'finished_trainings', 'per_user_frames', 'metrics_table', '
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
+
 from ..core import GTIError, content_hash, read_json
 from ..data.dataset import RecDataset
-from ..diagnostics.summary import Diagnostics, load_diagnostics
-from ..evaluate.classical import baseline_lists
-from ..evaluate.baselines import tfidf_search
-from ..evaluate.ranking import evaluate_queries, evaluate_ranking, metric_columns, metrics
 from ..data.queries import QueryDataset
+from ..diagnostics.summary import Diagnostics, load_diagnostics
+from ..evaluate.baselines import tfidf_search
+from ..evaluate.classical import baseline_lists
+from ..evaluate.ranking import evaluate_queries, evaluate_ranking, metric_columns, metrics
 from .folder import Run, find_runs, read_run
 
 # %% ../../nbs/19_runs/04_tables.ipynb #fc852d98
@@ -26,27 +29,37 @@ def arm_of(
     run: Run,
 ) -> str:
     "The name of a run's arm."
-    if run.record.get("arm"): return run.record["arm"]
+    if run.record.get("arm"):
+        return run.record["arm"]
     steps = run.parameters.get("ground_steps")
     return f"{run.parameters.get('init', run.name)}{f'+ground{steps}' if steps else ''}"
+
 
 def finished_trainings(
     study_dir: str | Path,  # folder that holds the runs
     folders: Sequence[str] = (),  # only these run folders; empty: every finished training in study_dir
 ) -> list[Run]:
     "The runs to compare; `GTIError` when there are none, or when one that was asked for has not finished."
-    found = [read_run(f) for f in folders] if folders else [r for r in find_runs(study_dir) if r.record.get("pipeline") == "train" and r.status == "finished"]
+    found = (
+        [read_run(f) for f in folders]
+        if folders
+        else [r for r in find_runs(study_dir) if r.record.get("pipeline") == "train" and r.status == "finished"]
+    )
     for r in found:
-        if r.status != "finished" or not (r.folder/"metrics.json").exists(): raise GTIError(f"{r.folder}: {r.status}, not a finished training; run it again before the report")
-    if not found: raise GTIError(f"{study_dir}: no finished training in it; run a study first, such as `gti study studies/demo.yaml`")
+        if r.status != "finished" or not (r.folder / "metrics.json").exists():
+            raise GTIError(f"{r.folder}: {r.status}, not a finished training; run it again before the report")
+    if not found:
+        raise GTIError(f"{study_dir}: no finished training in it; run a study first, such as `gti study studies/demo.yaml`")
     return found
 
 # %% ../../nbs/19_runs/04_tables.ipynb #f237b313
 def _arms(runs: list[Run]) -> dict[str, list[Run]]:
     "Runs by arm, in the order the arms first appear."
     groups: dict[str, list[Run]] = {}
-    for r in runs: groups.setdefault(arm_of(r), []).append(r)
+    for r in runs:
+        groups.setdefault(arm_of(r), []).append(r)
     return groups
+
 
 def per_user_frames(
     runs: list[Run],  # finished trainings
@@ -54,12 +67,16 @@ def per_user_frames(
     "Ranks and metrics of every user, by arm."
     return {arm: [r.per_user() for r in group] for arm, group in _arms(runs).items()}
 
+
 def metrics_table(
     runs: list[Run],  # finished trainings
     references: dict[str, pd.DataFrame] | None = None,  # more lines: name -> per-user frame
 ) -> pd.DataFrame:  # a line an arm: its metrics, users and seeds
     "Mean metrics of every arm over users and seeds."
-    table = {arm: pd.DataFrame([metrics(f) for f in frames]).mean().to_dict() | {"seeds": len(frames)} for arm, frames in per_user_frames(runs).items()}
+    table = {
+        arm: pd.DataFrame([metrics(f) for f in frames]).mean().to_dict() | {"seeds": len(frames)}
+        for arm, frames in per_user_frames(runs).items()
+    }
     table |= {name: metrics(f) | {"seeds": np.nan} for name, f in (references or {}).items()}
     return pd.DataFrame(table).T.astype({"users": int, "seeds": "Int64"}).rename_axis("arm")
 
@@ -69,32 +86,59 @@ def _measured(like: pd.DataFrame) -> dict:
     columns = [c.split("@") for c in metric_columns(like)]
     return dict(ks=sorted({int(k) for _, k in columns}), measures=list(dict.fromkeys(m for m, _ in columns)))
 
+
 def reference_frames(
     dataset: RecDataset | QueryDataset,  # the data the arms were trained on
     which: str,  # the part that was evaluated: "valid" or "test"
     like: pd.DataFrame,  # a per-user frame of an arm: its users or queries, and its metrics
-    names: Sequence[str] = ("popularity", "repeat-last", "transitions", "item-knn", "text-knn"),  # of `BASELINES`; a data set of queries has "tf-idf" and "tf-idf, asked" instead
+    names: Sequence[str] = (
+        "popularity",
+        "repeat-last",
+        "transitions",
+        "item-knn",
+        "text-knn",
+    ),  # of `BASELINES`; a data set of queries has "tf-idf" and "tf-idf, asked" instead
     vectors=None,  # of the items [n_items, d], for "text-knn"
     seed: int = 0,  # for "sasrec"
 ) -> dict[str, pd.DataFrame]:  # name -> per-user frame
-    "Classical baselines, evaluated as the arms were; \"tf-idf, asked\" also reads the training queries that an item answers."
+    'Classical baselines, evaluated as the arms were; "tf-idf, asked" also reads the training queries that an item answers.'
     asked, how = like.index.to_numpy(), _measured(like)
     if isinstance(dataset, QueryDataset):
         place = np.searchsorted(rows := dataset.rows(which), asked)
-        lists = {name: tfidf_search(dataset, which, max(how["ks"]), told)[place] for name, told in (("tf-idf", False), ("tf-idf, asked", True))}
-        return {name: evaluate_queries(items, [dataset.relevant[q] for q in rows[place]], [dataset.grades[q] for q in rows[place]], queries=asked, **how) for name, items in lists.items()}
+        lists = {
+            name: tfidf_search(dataset, which, max(how["ks"]), told)[place] for name, told in (("tf-idf", False), ("tf-idf, asked", True))
+        }
+        return {
+            name: evaluate_queries(
+                items, [dataset.relevant[q] for q in rows[place]], [dataset.grades[q] for q in rows[place]], queries=asked, **how
+            )
+            for name, items in lists.items()
+        }
     split = dataset.leave_one_out()
     targets = np.asarray(split.test if which == "test" else split.valid)[asked]
-    lists = {name: baseline_lists(name, split, which, max(how["ks"]), vectors, seed) for name in names if name != "text-knn" or vectors is not None}
+    lists = {
+        name: baseline_lists(name, split, which, max(how["ks"]), vectors, seed)
+        for name in names
+        if name != "text-knn" or vectors is not None
+    }
     return {name: evaluate_ranking(items[asked], targets, users=asked, **how) for name, items in lists.items()}
+
 
 def metric_records(
     runs: list[Run],  # finished trainings
     references: dict[str, pd.DataFrame] | None = None,  # name -> per-user frame
 ) -> pd.DataFrame:  # arm, seed, metric ("recall", "ndcg"), k, value
     "The metrics as a long table, one number a line, for figures."
-    frames = [(arm_of(r), r.parameters.get("seed", 0), r.per_user()) for r in runs] + [(name, 0, f) for name, f in (references or {}).items()]
-    return pd.DataFrame([{"arm": arm, "seed": seed, "metric": c.split("@")[0], "k": int(c.split("@")[1]), "value": f[c].mean()} for arm, seed, f in frames for c in metric_columns(f)])
+    frames = [(arm_of(r), r.parameters.get("seed", 0), r.per_user()) for r in runs] + [
+        (name, 0, f) for name, f in (references or {}).items()
+    ]
+    return pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "metric": c.split("@")[0], "k": int(c.split("@")[1]), "value": f[c].mean()}
+            for arm, seed, f in frames
+            for c in metric_columns(f)
+        ]
+    )
 
 # %% ../../nbs/19_runs/04_tables.ipynb #ebf351eb
 def _by_arm(runs: list[Run], rows_of: Callable[[dict], list[dict]], index: list[str]) -> pd.DataFrame:
@@ -102,47 +146,86 @@ def _by_arm(runs: list[Run], rows_of: Callable[[dict], list[dict]], index: list[
     rows = [{"arm": arm_of(r)} | row for r in runs for row in rows_of(r.metrics)]
     return pd.DataFrame(rows).groupby(index, sort=False).mean(numeric_only=True) if rows else pd.DataFrame()
 
+
 def sid_table(runs: list[Run]) -> pd.DataFrame:  # a line an arm: sid_recall@k, level1@k, ...
     "How often the right semantic ID and its first codes are listed."
-    return _by_arm(runs, lambda m: [kept] if (kept := {k: v for k, v in m.get("sid_metrics", {}).items() if re.fullmatch(r"\w+@\d+", k)}) else [], ["arm"])
+    return _by_arm(
+        runs,
+        lambda m: [kept] if (kept := {k: v for k, v in m.get("sid_metrics", {}).items() if re.fullmatch(r"\w+@\d+", k)}) else [],
+        ["arm"],
+    )
+
 
 def list_table(runs: list[Run]) -> pd.DataFrame:  # a line an arm: coverage@k, invalid, duplicates and their rates
     "What `list_report` counted."
     return _by_arm(runs, lambda m: [m["lists"]] if m.get("lists") else [], ["arm"])
+
 
 def slice_table(
     runs: list[Run],  # finished trainings
     metric: str,  # such as "recall@10"
 ) -> pd.DataFrame:  # indexed by (by, slice, users), a column an arm
     "A metric for every slice of the users that is not empty."
-    table = _by_arm(runs, lambda m: [{k: row[k] for k in ("by", "slice", "users")} | {metric: row.get(metric)} for row in m.get("slices") or [] if row["users"]], ["by", "slice", "users", "arm"])
+    table = _by_arm(
+        runs,
+        lambda m: [
+            {k: row[k] for k in ("by", "slice", "users")} | {metric: row.get(metric)} for row in m.get("slices") or [] if row["users"]
+        ],
+        ["by", "slice", "users", "arm"],
+    )
     return table[metric].unstack("arm", sort=False) if len(table) else table
+
 
 def quality_table(runs: list[Run]) -> pd.DataFrame:  # indexed by (arm, asked): code@k, sid@k
     "What grounding taught, asked by rank: items held out, items trained on, and chance."
     return _by_arm(runs, lambda m: [{"asked": k} | v for k, v in (m.get("grounding_quality") or {}).items()], ["arm", "asked"])
 
+
 def validation_records(runs: list[Run]) -> pd.DataFrame:  # line (the arm), x (the step), value, seed, metric
     "What fine-tuning saw of the validation part on its way."
-    rows = [dict(line=arm_of(r), x=look["step"], value=value, seed=r.parameters.get("seed", 0), metric=name) for r in runs for look in (r.metrics.get("validation") or {}).get("curve", []) for name, value in look.items() if name != "step"]
+    rows = [
+        dict(line=arm_of(r), x=look["step"], value=value, seed=r.parameters.get("seed", 0), metric=name)
+        for r in runs
+        for look in (r.metrics.get("validation") or {}).get("curve", [])
+        for name, value in look.items()
+        if name != "step"
+    ]
     return pd.DataFrame(rows, columns=["line", "x", "value", "seed", "metric"])
+
 
 def budget_records(runs: list[Run]) -> pd.DataFrame:  # line (a metric), x (steps of grounding), value, seed
     "Metrics against the steps of grounding, of the arms that differ in nothing else, at three values or more; else empty."
     alike, free = {}, {"ground_steps", "seed", "out_dir"}
-    for r in runs: alike.setdefault(content_hash({k: v for k, v in r.parameters.items() if k not in free}), []).append(r)
-    steps = max(({arm_of(r): r.parameters.get("ground_steps", 0) for r in group} for group in alike.values()), key=lambda steps: len(set(steps.values())), default={})
-    if len(set(steps.values())) < 3: return pd.DataFrame(columns=["line", "x", "value", "seed"])
+    for r in runs:
+        alike.setdefault(content_hash({k: v for k, v in r.parameters.items() if k not in free}), []).append(r)
+    steps = max(
+        ({arm_of(r): r.parameters.get("ground_steps", 0) for r in group} for group in alike.values()),
+        key=lambda steps: len(set(steps.values())),
+        default={},
+    )
+    if len(set(steps.values())) < 3:
+        return pd.DataFrame(columns=["line", "x", "value", "seed"])
     records = metric_records([r for r in runs if arm_of(r) in steps])
-    return pd.DataFrame(dict(line=records.metric + "@" + records.k.astype(str), x=records.arm.map(steps), value=records.value, seed=records.seed))
+    return pd.DataFrame(
+        dict(line=records.metric + "@" + records.k.astype(str), x=records.arm.map(steps), value=records.value, seed=records.seed)
+    )
 
 # %% ../../nbs/19_runs/04_tables.ipynb #f823fdef
 def cost_table(
     runs: list[Run],  # finished trainings
 ) -> pd.DataFrame:  # a line an arm and stage: seconds, tokens, TFLOP, mean over seeds
     "What every stage of every arm cost."
-    rows = [{"arm": arm_of(r), "stage": stage, "seconds": c.get("seconds"), "tokens": c.get("tokens"), "TFLOP": c["flops"] / 1e12 if c.get("flops") is not None else None}
-            for r in runs for stage, c in r.metrics["stages"].items()]
+    rows = [
+        {
+            "arm": arm_of(r),
+            "stage": stage,
+            "seconds": c.get("seconds"),
+            "tokens": c.get("tokens"),
+            "TFLOP": c["flops"] / 1e12 if c.get("flops") is not None else None,
+        }
+        for r in runs
+        for stage, c in r.metrics["stages"].items()
+    ]
     return pd.DataFrame(rows).astype({"seconds": float, "tokens": float, "TFLOP": float}).groupby(["arm", "stage"], sort=False).mean()
 
 # %% ../../nbs/19_runs/04_tables.ipynb #2fd42e00
@@ -151,15 +234,27 @@ def loss_records(
     stage: str,  # "grounding" or "sft"
 ) -> pd.DataFrame:  # arm, seed, stage, step, direction, loss
     "The training losses of a stage as a long table; empty when no arm has that stage."
-    rows = [{"arm": arm_of(r), "seed": r.parameters.get("seed", 0)} | x for r in runs for x in read_json(r.folder/"losses.json") if x["stage"] == stage]
+    rows = [
+        {"arm": arm_of(r), "seed": r.parameters.get("seed", 0)} | x
+        for r in runs
+        for x in read_json(r.folder / "losses.json")
+        if x["stage"] == stage
+    ]
     return pd.DataFrame(rows, columns=None if rows else ["arm", "seed", "stage", "step", "direction", "loss"])
+
 
 def diagnoses(
     runs: list[Run],  # finished trainings
 ) -> list[tuple[Run, str, Diagnostics]]:  # run, stage, what the new rows look like there
     "Every diagnosis of every run, stages in the order a run goes through them."
     stages = ("init", "grounded", "grounded_full", "sft")
-    return [(r, s, load_diagnostics(r.folder/"diagnostics"/f"{s}.json")) for r in runs for s in stages if (r.folder/"diagnostics"/f"{s}.json").exists()]
+    return [
+        (r, s, load_diagnostics(r.folder / "diagnostics" / f"{s}.json"))
+        for r in runs
+        for s in stages
+        if (r.folder / "diagnostics" / f"{s}.json").exists()
+    ]
+
 
 def diagnosis_records(
     runs: list[Run],  # finished trainings

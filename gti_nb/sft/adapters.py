@@ -10,28 +10,36 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
 from ..core import GTIError, atomic_dir, write_json
 from ..model.extended import ExtendedModel
 
 # %% ../../nbs/11_sft/04_adapters.ipynb #7cf9f77f
 def _peft():
     "The package, or what to do without it."
-    if importlib.util.find_spec("peft") is None: raise GTIError("mode: 'lora' and 'qlora' need the package peft; run: pip install peft")
+    if importlib.util.find_spec("peft") is None:
+        raise GTIError("mode: 'lora' and 'qlora' need the package peft; run: pip install peft")
     import peft
+
     return peft
+
 
 def _linear_layers(extended: ExtendedModel) -> dict[str, nn.Module]:
     "The weight matrices of the transformer's layers by name; neither embedding nor head."
     return {name: m for name, m in extended.model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
 
+
 def _adapted_layers(extended: ExtendedModel) -> dict[str, nn.Module]:
     "The layers that have adapters, by name."
     from peft.tuners.lora import LoraLayer
+
     return {name: m for name, m in extended.model.named_modules() if isinstance(m, LoraLayer)}
+
 
 def _replace(extended: ExtendedModel, name: str, module: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
@@ -40,23 +48,34 @@ def _replace(extended: ExtendedModel, name: str, module: nn.Module) -> None:
 # %% ../../nbs/11_sft/04_adapters.ipynb #1378d6f2
 def check_quantizable(extended: ExtendedModel) -> None:
     "Refuse QLoRA where it cannot run."
-    if extended.device.type != "cuda": raise GTIError(f"mode: 'qlora' needs a CUDA GPU, the model is on {extended.device}; move it there with extended.model.to('cuda'), or take mode='lora'")
-    if importlib.util.find_spec("bitsandbytes") is None: raise GTIError("mode: 'qlora' needs the package bitsandbytes; run: pip install bitsandbytes, or take mode='lora'")
+    if extended.device.type != "cuda":
+        raise GTIError(
+            f"mode: 'qlora' needs a CUDA GPU, the model is on {extended.device}; move it there with extended.model.to('cuda'), or take mode='lora'"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise GTIError("mode: 'qlora' needs the package bitsandbytes; run: pip install bitsandbytes, or take mode='lora'")
+
 
 def _quantize(extended: ExtendedModel) -> None:
     "Put 4-bit layers in place of the linear ones."
     import bitsandbytes as bnb
+
     for name, layer in _linear_layers(extended).items():
-        if not isinstance(layer, nn.Linear): raise GTIError(f"mode: 'qlora' knows torch.nn.Linear, {name} is a {type(layer).__name__}; take mode='lora'")
-        small = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4")
+        if not isinstance(layer, nn.Linear):
+            raise GTIError(f"mode: 'qlora' knows torch.nn.Linear, {name} is a {type(layer).__name__}; take mode='lora'")
+        small = bnb.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
+        )
         small.weight = bnb.nn.Params4bit(layer.weight.detach().cpu(), requires_grad=False, quant_type="nf4")
         small.bias, device = layer.bias, layer.weight.device
         _replace(extended, name, small.to(device))
     extended.model.is_loaded_in_4bit = True  # PEFT asks for it
 
+
 def _dequantized(layer: nn.Module, dtype: torch.dtype) -> nn.Linear:
     "An ordinary layer with the values of a 4-bit one."
     import bitsandbytes as bnb
+
     weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), layer.bias
@@ -73,33 +92,51 @@ def add_adapters(
 ) -> list[nn.Parameter]:  # the matrices A and B of all layers, fp32
     "Put LoRA beside every linear layer of the transformer; these matrices and the new rows are what trains."
     peft, layers = _peft(), _linear_layers(extended)
-    if quantized: check_quantizable(extended)
-    if _adapted_layers(extended): raise GTIError("extended: has adapters already; merge_adapters or remove_adapters first")
-    config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted({name.rpartition(".")[2] for name in layers}),
-                             fan_in_fan_out=any(isinstance(m, Conv1D) for m in layers.values()), base_model_name_or_path=extended.model.config.name_or_path, task_type="CAUSAL_LM")
-    if quantized: _quantize(extended)
+    if quantized:
+        check_quantizable(extended)
+    if _adapted_layers(extended):
+        raise GTIError("extended: has adapters already; merge_adapters or remove_adapters first")
+    config = peft.LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted({name.rpartition(".")[2] for name in layers}),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in layers.values()),
+        base_model_name_or_path=extended.model.config.name_or_path,
+        task_type="CAUSAL_LM",
+    )
+    if quantized:
+        _quantize(extended)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, extended.model)
     extended.model.train(extended.model.training)  # what PEFT puts in is in training mode, dropout and all
     extended.train_only(backbone=False)
     matrices = [p for name, p in extended.model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
-    for p in matrices: p.data = p.data.float(); p.requires_grad_(True)
+    for p in matrices:
+        p.data = p.data.float()
+        p.requires_grad_(True)
     return matrices
+
 
 def _take_out(extended: ExtendedModel, merge: bool) -> None:
     "Plain layers in place of adapted ones."
     for name, layer in _adapted_layers(extended).items():
         plain, quantized = layer.get_base_layer(), hasattr(layer.get_base_layer().weight, "quant_state")
-        if quantized: plain = _dequantized(plain, extended.pretrained_rows.dtype)
-        if merge: plain.weight.data += layer.get_delta_weight("default").to(plain.weight.dtype)
+        if quantized:
+            plain = _dequantized(plain, extended.pretrained_rows.dtype)
+        if merge:
+            plain.weight.data += layer.get_delta_weight("default").to(plain.weight.dtype)
         _replace(extended, name, plain)
     for left in ("peft_config", "is_loaded_in_4bit"):
-        if hasattr(extended.model, left): delattr(extended.model, left)
+        if hasattr(extended.model, left):
+            delattr(extended.model, left)
+
 
 def merge_adapters(extended: ExtendedModel) -> None:
     "Add the adapters to the layers they stand beside, and take them out."
     _take_out(extended, merge=True)
+
 
 def remove_adapters(extended: ExtendedModel) -> None:
     "Take the adapters out; the layers are what they were before (rounded, where they were kept in 4 bits)."
@@ -117,8 +154,11 @@ def adapters(
 ) -> Iterator[list[nn.Parameter]]:  # the matrices of all layers
     "Adapters inside the block, merged into the layers when it succeeds."
     matrices = add_adapters(extended, r, alpha, dropout, seed, quantized)
-    try: yield matrices
-    except BaseException: remove_adapters(extended); raise
+    try:
+        yield matrices
+    except BaseException:
+        remove_adapters(extended)
+        raise
     merge_adapters(extended)
 
 # %% ../../nbs/11_sft/04_adapters.ipynb #62bef14c
@@ -128,14 +168,20 @@ def save_adapters(
 ) -> Path:
     "Write `adapter_config.json`, `adapter_model.safetensors` and `new_rows.safetensors`."
     layers = _adapted_layers(extended)
-    if not layers: raise GTIError("extended: has no adapters; they are written before they are merged")
-    tensors = {f"base_model.model.{n}.lora_{side}.weight": getattr(m, f"lora_{side}")["default"].weight.detach().cpu().contiguous() for n, m in layers.items() for side in "AB"}
+    if not layers:
+        raise GTIError("extended: has no adapters; they are written before they are merged")
+    tensors = {
+        f"base_model.model.{n}.lora_{side}.weight": getattr(m, f"lora_{side}")["default"].weight.detach().cpu().contiguous()
+        for n, m in layers.items()
+        for side in "AB"
+    }
     with atomic_dir(folder, replace=True) as tmp:
-        save_file(tensors, tmp/"adapter_model.safetensors")
+        save_file(tensors, tmp / "adapter_model.safetensors")
         config = extended.model.peft_config["default"].to_dict()
-        write_json(tmp/"adapter_config.json", {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
-        extended.save_rows(tmp/"new_rows.safetensors")
+        write_json(tmp / "adapter_config.json", {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
+        extended.save_rows(tmp / "new_rows.safetensors")
     return Path(folder)
+
 
 def load_adapters(
     extended: ExtendedModel,  # the same base model with the same new tokens
@@ -143,16 +189,24 @@ def load_adapters(
 ) -> None:
     "Put saved new rows in place and merge saved adapters into the layers."
     folder, peft = Path(folder), _peft()
-    if not (folder/"adapter_config.json").is_file(): raise GTIError(f"{folder}: no adapter_config.json; expected a folder that save_adapters wrote, such as `adapter` in the out_dir of finetune")
-    extended.read_rows(folder/"new_rows.safetensors")  # refuses another model's before anything changes
-    tensors, config = load_file(folder/"adapter_model.safetensors"), peft.LoraConfig.from_pretrained(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise GTIError(
+            f"{folder}: no adapter_config.json; expected a folder that save_adapters wrote, such as `adapter` in the out_dir of finetune"
+        )
+    extended.read_rows(folder / "new_rows.safetensors")  # refuses another model's before anything changes
+    tensors, config = load_file(folder / "adapter_model.safetensors"), peft.LoraConfig.from_pretrained(folder)
     wanted = {name for name, m in extended.model.named_modules() if name.rpartition(".")[2] in config.target_modules}
     got = {key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in tensors}
-    if wanted != got: raise GTIError(f"{folder}: adapters of {len(got)} layers, this model has {len(wanted)} of them, e.g. {next(iter(sorted(wanted ^ got)))}; they were saved from another base model")
+    if wanted != got:
+        raise GTIError(
+            f"{folder}: adapters of {len(got)} layers, this model has {len(wanted)} of them, e.g. {next(iter(sorted(wanted ^ got)))}; they were saved from another base model"
+        )
     broken = [name for name, t in tensors.items() if not t.isfinite().all()]
-    if broken: raise GTIError(f"{folder}: {broken[0]} holds NaN or Inf; take an earlier one")
+    if broken:
+        raise GTIError(f"{folder}: {broken[0]} holds NaN or Inf; take an earlier one")
     peft.inject_adapter_in_model(config, extended.model)
     for name, layer in _adapted_layers(extended).items():
-        for side in "AB": getattr(layer, f"lora_{side}")["default"].weight.data.copy_(tensors[f"base_model.model.{name}.lora_{side}.weight"])
+        for side in "AB":
+            getattr(layer, f"lora_{side}")["default"].weight.data.copy_(tensors[f"base_model.model.{name}.lora_{side}.weight"])
     merge_adapters(extended)
-    extended.load_rows(folder/"new_rows.safetensors")
+    extended.load_rows(folder / "new_rows.safetensors")

@@ -7,27 +7,40 @@ __all__ = ['ExampleBatches', 'example_batches']
 
 # %% ../../nbs/11_sft/01_batches.ipynb #27c9d5a8
 from collections.abc import Mapping, Sequence
+
 import numpy as np
+
 from ..core import GTIError, check_choice
 from .tasks import ALIGNMENT, Example, Task
 
 # %% ../../nbs/11_sft/01_batches.ipynb #8c3e1cbf
 _GROUP = 16  # batches that are sorted by length together
 
+
 class ExampleBatches(Sequence):
     "The batches of a run: `batches[step]` is a list of examples."
+
     def __init__(self, tasks: list[Task], plan: np.ndarray, where: np.ndarray, batch_size: int):
         self.tasks, self.plan, self.where, self.batch_size, self._built = tasks, plan, where, batch_size, (None, [])
 
-    def __len__(self) -> int: return len(self.where)
+    def __len__(self) -> int:
+        return len(self.where)
 
     def __getitem__(self, step: int) -> list[Example]:
-        if not -len(self) <= step < len(self): raise IndexError(f"step {step} of {len(self)}")
+        if not -len(self) <= step < len(self):
+            raise IndexError(f"step {step} of {len(self)}")
         group, place = self.where[step].tolist()
-        if self._built[0] != group: self._built = group, sorted((self.tasks[key[0]].build(key[1:]) for key in self.plan[group]), key=lambda example: len(example.ids))
-        return self._built[1][place * self.batch_size:(place + 1) * self.batch_size]
+        if self._built[0] != group:
+            self._built = (
+                group,
+                sorted((self.tasks[key[0]].build(key[1:]) for key in self.plan[group]), key=lambda example: len(example.ids)),
+            )
+        return self._built[1][place * self.batch_size : (place + 1) * self.batch_size]
 
-def _plan(tasks: list[Task], phases: list[tuple[int, np.ndarray]], batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+
+def _plan(
+    tasks: list[Task], phases: list[tuple[int, np.ndarray]], batch_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     "Task and key of the examples of every group, int64 [groups, 16 * batch_size, 4]; and of every step the group and the place in it, int64 [steps, 2]."
     pools, groups, where = [np.zeros((0, 3), dtype=np.int64) for _ in tasks], [], []
     for steps, shares in phases:
@@ -37,9 +50,10 @@ def _plan(tasks: list[Task], phases: list[tuple[int, np.ndarray]], batch_size: i
             keys = np.column_stack([drawn, np.zeros((len(drawn), 3), dtype=np.int64)])
             for t in np.unique(drawn):
                 n = int((drawn == t).sum())
-                while len(pools[t]) < n: pools[t] = np.concatenate([pools[t], tasks[t].epoch(rng)])
+                while len(pools[t]) < n:
+                    pools[t] = np.concatenate([pools[t], tasks[t].epoch(rng)])
                 keys[drawn == t, 1:], pools[t] = pools[t][:n], pools[t][n:]
-            where += [(len(groups), place) for place in rng.permutation(_GROUP)[:steps - start]]
+            where += [(len(groups), place) for place in rng.permutation(_GROUP)[: steps - start]]
             groups.append(keys)
     return np.array(groups), np.array(where, dtype=np.int64)
 
@@ -47,21 +61,29 @@ def _plan(tasks: list[Task], phases: list[tuple[int, np.ndarray]], batch_size: i
 def _shares(tasks: list[Task], weights: Mapping[str, float] | None, seed: int) -> np.ndarray:
     "The share of each task among the examples."
     names = [t.name for t in tasks]
-    if not names: raise GTIError("tasks: none given; make some with make_tasks")
-    if len(set(names)) < len(names): raise GTIError(f"tasks: got {', '.join(names)}; each of them only once")
-    if weights is not None and not isinstance(weights, Mapping): raise GTIError(f"weights: got {weights!r}, expected {{task name: number}}")
-    if weights is None: weights = {t.name: len(t.epoch(np.random.default_rng(seed))) for t in tasks} if len(tasks) > 1 else {names[0]: 1}
+    if not names:
+        raise GTIError("tasks: none given; make some with make_tasks")
+    if len(set(names)) < len(names):
+        raise GTIError(f"tasks: got {', '.join(names)}; each of them only once")
+    if weights is not None and not isinstance(weights, Mapping):
+        raise GTIError(f"weights: got {weights!r}, expected {{task name: number}}")
+    if weights is None:
+        weights = {t.name: len(t.epoch(np.random.default_rng(seed))) for t in tasks} if len(tasks) > 1 else {names[0]: 1}
     for name, weight in weights.items():
         check_choice("weights: task", name, names)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)) or not 0 < weight < float("inf"): raise GTIError(f"weights: {name} has {weight!r}, allowed: a number above 0; leave a task out of the mix to give it no weight")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)) or not 0 < weight < float("inf"):
+            raise GTIError(f"weights: {name} has {weight!r}, allowed: a number above 0; leave a task out of the mix to give it no weight")
     missing = [n for n in names if n not in weights]
-    if missing: raise GTIError(f"weights: none for {', '.join(missing)}; give every task of the mix one, or none at all")
+    if missing:
+        raise GTIError(f"weights: none for {', '.join(missing)}; give every task of the mix one, or none at all")
     shares = np.array([float(weights[n]) for n in names])
     return shares / shares.sum()
 
+
 def example_batches(
     tasks: Sequence[Task],  # what `make_tasks` gave
-    weights: Mapping[str, float] | None = None,  # task name -> how often it is drawn, in relation to the others; None: in proportion to the examples of an epoch, as if all were one data set
+    weights: Mapping[str, float]
+    | None = None,  # task name -> how often it is drawn, in relation to the others; None: in proportion to the examples of an epoch, as if all were one data set
     steps: int = 200,  # optimizer steps
     batch_size: int = 8,  # examples a step
     seed: int = 0,  # of everything that is drawn
@@ -70,12 +92,16 @@ def example_batches(
     "The examples of every step, by the seed alone."
     tasks = list(tasks)
     for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1: raise GTIError(f"{name}: got {value!r}, must be a whole number from 1 on")
-    if not isinstance(seed, int) or seed < 0: raise GTIError(f"seed: got {seed!r}, allowed: a whole number from 0 on")
-    if not 0 <= curriculum < 1: raise GTIError(f"curriculum: got {curriculum!r}, allowed: 0 to below 1, a share of the steps")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise GTIError(f"{name}: got {value!r}, must be a whole number from 1 on")
+    if not isinstance(seed, int) or seed < 0:
+        raise GTIError(f"seed: got {seed!r}, allowed: a whole number from 0 on")
+    if not 0 <= curriculum < 1:
+        raise GTIError(f"curriculum: got {curriculum!r}, allowed: 0 to below 1, a share of the steps")
     shares, first = _shares(tasks, weights, seed), round(curriculum * steps)
     alignment = shares * np.array([t.name in ALIGNMENT for t in tasks])
-    if curriculum and not alignment.any(): raise GTIError(f"curriculum: got {curriculum}, but the mix has none of {', '.join(ALIGNMENT)}; add one, or set curriculum=0")
+    if curriculum and not alignment.any():
+        raise GTIError(f"curriculum: got {curriculum}, but the mix has none of {', '.join(ALIGNMENT)}; add one, or set curriculum=0")
     phases = [(first, alignment / alignment.sum())] if first else []
     plan, where = _plan(tasks, [*phases, (steps - first, shares)], batch_size, np.random.default_rng(seed))
     return ExampleBatches(tasks, plan, where, batch_size)

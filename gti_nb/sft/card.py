@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from numbers import Real
 from pathlib import Path
+
 from huggingface_hub import HfApi, ModelCardData
+
 from ..assets import EMBEDDED
 from ..core import GTIError, atomic_dir, write_atomic
 from ..model.extended import ExtendedModel
@@ -19,16 +21,26 @@ from ..model.extended import ExtendedModel
 # %% ../../nbs/11_sft/07_card.ipynb #8e72dcb7
 def _plain(value) -> str:
     "A value on one line of a Markdown table; of a path only the name."
-    if isinstance(value, float): return f"{value:.4g}"
-    text = value.name if isinstance(value, Path) else Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = (
+        value.name
+        if isinstance(value, Path)
+        else Path(value).name
+        if isinstance(value, str) and value.startswith(("/", "~", "."))
+        else str(value)
+    )
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
 
 def _table(rows: Mapping, head: tuple[str, str]) -> str:
     return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {_plain(k)} | {_plain(v)} |" for k, v in rows.items())])
 
+
 def _terms(name: str, what: str) -> str:
     known = EMBEDDED.get(name)
     return f"- {what}: {known.terms}" if known else f"- {what}, {_plain(name)}: look up its licence before you use or pass on this model"
+
 
 def model_card(
     extended: ExtendedModel,
@@ -43,18 +55,41 @@ def model_card(
     "A README: arm, data, settings, metrics, use and terms."
     base = str(base or extended.model.config.name_or_path or "unknown")
     for name, value in (metrics or {}).items():
-        if not isinstance(value, Real) or not math.isfinite(value): raise GTIError(f"metrics: {name!r} is {value!r}, expected a number")
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise GTIError(f"metrics: {name!r} is {value!r}, expected a number")
     rows = {} if settings is None else asdict(settings) if is_dataclass(settings) else dict(settings)
     sids = extended.sids
-    tokens = f"{extended.n_new} tokens for the semantic IDs of {sids.n_items} items, {sids.levels} codes each" if sids is not None else f"{extended.n_new} tokens with descriptions"
-    head = ModelCardData(library_name="transformers", pipeline_tag="text-generation", license="other", base_model=base if "/" in base and not base.startswith(("/", ".", "~")) else None,
-                         tags=["semantic-ids" if sids is not None else "new-tokens", "grounded-token-initialization"])
-    parts = [f"---\n{head.to_yaml().strip()}\n---", f"# {_plain(base)} with {extended.n_new} new tokens", "A language model whose vocabulary was extended, trained with gti-nb (Grounded Token Initialization, arXiv 2604.02324).",
-             _table({"base model": base, "new tokens": tokens, "start of the new rows": arm, "data": data} | rows, ("what", "value"))]
-    if metrics: parts += ["## Results", _table({name: float(value) for name, value in metrics.items()}, ("metric", "value"))]
-    parts += ["## Use", "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\nmodel, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)\n"
-              f"tokenizer.convert_tokens_to_ids({extended.token_names[0]!r})\n```", "With gti-nb, `ExtendedModel.load(folder)` also brings the semantic IDs, for decoding that names existing items only.",
-              "## Terms", "The weights derive from the parts below, whose terms go on applying.", "\n".join([_terms(base, "base model"), _terms(data, "data"), *(f"- {_plain(k)}: {_plain(v)}" for k, v in (licences or {}).items())])]
+    tokens = (
+        f"{extended.n_new} tokens for the semantic IDs of {sids.n_items} items, {sids.levels} codes each"
+        if sids is not None
+        else f"{extended.n_new} tokens with descriptions"
+    )
+    head = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license="other",
+        base_model=base if "/" in base and not base.startswith(("/", ".", "~")) else None,
+        tags=["semantic-ids" if sids is not None else "new-tokens", "grounded-token-initialization"],
+    )
+    parts = [
+        f"---\n{head.to_yaml().strip()}\n---",
+        f"# {_plain(base)} with {extended.n_new} new tokens",
+        "A language model whose vocabulary was extended, trained with gti-nb (Grounded Token Initialization, arXiv 2604.02324).",
+        _table({"base model": base, "new tokens": tokens, "start of the new rows": arm, "data": data} | rows, ("what", "value")),
+    ]
+    if metrics:
+        parts += ["## Results", _table({name: float(value) for name, value in metrics.items()}, ("metric", "value"))]
+    parts += [
+        "## Use",
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\nmodel, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)\n"
+        f"tokenizer.convert_tokens_to_ids({extended.token_names[0]!r})\n```",
+        "With gti-nb, `ExtendedModel.load(folder)` also brings the semantic IDs, for decoding that names existing items only.",
+        "## Terms",
+        "The weights derive from the parts below, whose terms go on applying.",
+        "\n".join(
+            [_terms(base, "base model"), _terms(data, "data"), *(f"- {_plain(k)}: {_plain(v)}" for k, v in (licences or {}).items())]
+        ),
+    ]
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/11_sft/07_card.ipynb #612957d9
@@ -67,7 +102,7 @@ def save_model(
     card = model_card(extended, **facts)
     with atomic_dir(folder) as tmp:
         extended.save(tmp)
-        write_atomic(tmp/"README.md", card)
+        write_atomic(tmp / "README.md", card)
     return Path(folder)
 
 # %% ../../nbs/11_sft/07_card.ipynb #8607f441
@@ -78,10 +113,13 @@ def push_model(
 ) -> str:  # the address of the commit
     "Upload a saved model with its card to the Hugging Face hub."
     folder = Path(folder)
-    missing = [name for name in ("README.md", "config.json", "gti.json") if not (folder/name).is_file()]
-    if missing: raise GTIError(f"{folder}: has no {missing[0]}; push a folder that save_model wrote")
+    missing = [name for name in ("README.md", "config.json", "gti.json") if not (folder / name).is_file()]
+    if missing:
+        raise GTIError(f"{folder}: has no {missing[0]}; push a folder that save_model wrote")
     try:
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return str(HfApi().upload_folder(folder_path=folder, repo_id=repo_id))
     except Exception as e:  # whatever hub, network or login say, in one line
-        raise GTIError(f"{repo_id}: the hub did not take it: {(str(e).strip().splitlines() or [type(e).__name__])[0][:200]}; check the name, the network and `hf auth login`") from e
+        raise GTIError(
+            f"{repo_id}: the hub did not take it: {(str(e).strip().splitlines() or [type(e).__name__])[0][:200]}; check the name, the network and `hf auth login`"
+        ) from e

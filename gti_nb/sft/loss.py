@@ -7,15 +7,17 @@ __all__ = ['packed_rows', 'fed_tokens', 'collate', 'shared_groups', 'SFTLoss', '
 
 # %% ../../nbs/11_sft/02_loss.ipynb #7260bfdf
 from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache
+
 from ..core import GTIError
-from .tasks import Example
 from ..model.extended import ExtendedModel
-from ..training.stage import has_dropout
 from ..model.losses import target_losses
+from .tasks import Example
+from ..training.stage import has_dropout
 
 # %% ../../nbs/11_sft/02_loss.ipynb #da69f8d8
 def packed_rows(
@@ -23,13 +25,18 @@ def packed_rows(
     room: int,  # tokens a row may hold; at least the longest example's; 0 gives every example a row of its own
 ) -> list[list[int]]:  # per row the numbers of its examples
     "First fit, the longest first."
-    if not room: return [[i] for i in range(len(lengths))]
+    if not room:
+        return [[i] for i in range(len(lengths))]
     rows, free = [], []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         k = next((k for k, left in enumerate(free) if left >= lengths[i]), len(rows))
-        if k == len(rows): rows.append([]); free.append(max(room, *lengths))
-        rows[k].append(i); free[k] -= lengths[i]
+        if k == len(rows):
+            rows.append([])
+            free.append(max(room, *lengths))
+        rows[k].append(i)
+        free[k] -= lengths[i]
     return rows
+
 
 def fed_tokens(
     lengths: list[int],  # tokens of each example
@@ -44,7 +51,9 @@ def fed_tokens(
 def collate(
     examples: list[Example],
     room: int = 0,  # as `packed_rows` takes it
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # token ids, positions, and the example that each token is a target of or -1; int64 [rows, longest]
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # token ids, positions, and the example that each token is a target of or -1; int64 [rows, longest]
     "One tensor of all examples."
     lengths = [len(e.ids) for e in examples]
     rows = packed_rows(lengths, room)
@@ -53,8 +62,13 @@ def collate(
     for row, members in enumerate(rows):
         at = 0
         for i in members:
-            part = slice(at, at + lengths[i]); at += lengths[i]
-            ids[row, part], positions[row, part], target_of[row, part] = examples[i].ids, np.arange(lengths[i]), np.where(examples[i].scored, i, -1)
+            part = slice(at, at + lengths[i])
+            at += lengths[i]
+            ids[row, part], positions[row, part], target_of[row, part] = (
+                examples[i].ids,
+                np.arange(lengths[i]),
+                np.where(examples[i].scored, i, -1),
+            )
         positions[row, at:] = np.arange(width - at)  # padding is a sequence of its own
     return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(target_of)
 
@@ -64,29 +78,37 @@ def _alike(a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b))
     return int((np.append(a[:n] != b[:n], True)).argmax())
 
+
 def shared_groups(
     examples: list[Example],
     call: int = 32,  # what one more pass through the model costs, in tokens
-) -> list[tuple[list[int], int]]:  # per group the numbers of its examples, and how many first tokens, none of them a target, are read once for all; 0 reads each whole
+) -> list[
+    tuple[list[int], int]
+]:  # per group the numbers of its examples, and how many first tokens, none of them a target, are read once for all; 0 reads each whole
     "The cut of a batch into groups that takes the least."
     order = sorted(range(len(examples)), key=lambda i: examples[i].ids.tolist())
     length, first = (np.array([f(examples[i]) for i in order]) for f in (lambda e: len(e.ids) - 1, lambda e: int(e.scored.argmax())))
     alike = np.array([_alike(examples[a].ids, examples[b].ids) for a, b in zip(order, order[1:])], dtype=int)
     best, cuts = np.zeros(len(order) + 1), []
     for end in range(1, len(order) + 1):  # the last run is start..end
-        shared = np.minimum.accumulate(np.append(np.minimum(first[:end - 1], alike[:end - 1]), first[end - 1])[::-1])[::-1]
+        shared = np.minimum.accumulate(np.append(np.minimum(first[: end - 1], alike[: end - 1]), first[end - 1])[::-1])[::-1]
         n, longest = np.arange(end, 0, -1), np.maximum.accumulate(length[:end][::-1])[::-1]
         whole, apart = n * longest + call, shared + n * (longest - shared) + 2 * call
         cost = best[:end] + np.minimum(whole, apart)
         start = int(cost.argmin())
-        best[end] = cost[start]; cuts.append((start, int(shared[start]) if apart[start] < whole[start] else 0))
+        best[end] = cost[start]
+        cuts.append((start, int(shared[start]) if apart[start] < whole[start] else 0))
     groups, end = [], len(order)
-    while end: start, shared = cuts[end - 1]; groups.append((order[start:end], shared)); end = start
+    while end:
+        start, shared = cuts[end - 1]
+        groups.append((order[start:end], shared))
+        end = start
     return groups[::-1]
 
 # %% ../../nbs/11_sft/02_loss.ipynb #1852bc0a
 class SFTLoss(nn.Module):
     "Mean loss over the targets of a batch of examples."
+
     def __init__(
         self,
         extended: ExtendedModel,
@@ -100,7 +122,14 @@ class SFTLoss(nn.Module):
     def groups(self, examples: list[Example]) -> list[tuple[list[int], int]]:
         "Which examples are read together, as `shared_groups` has it; all of them where a beginning cannot be read ahead: dropout, states that are computed twice, sharded weights, recurrent layers."
         again = any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules())
-        if not self.share or again or getattr(self.model, "_is_stateful", False) or has_dropout(self.model) or any(hasattr(p, "device_mesh") for p in self.model.parameters()): return [(list(range(len(examples))), 0)]
+        if (
+            not self.share
+            or again
+            or getattr(self.model, "_is_stateful", False)
+            or has_dropout(self.model)
+            or any(hasattr(p, "device_mesh") for p in self.model.parameters())
+        ):
+            return [(list(range(len(examples))), 0)]
         return shared_groups(examples, self.call)
 
     def fed(self, examples: list[Example]) -> int:
@@ -113,9 +142,11 @@ class SFTLoss(nn.Module):
         given, states = dict(position_ids=positions[:, :-1]) if self.packing else {}, []
         if shared:
             out, past = self.model.base_model(input_ids=ids[:1, :shared], past_key_values=DynamicCache(), use_cache=True), DynamicCache()
-            for k, layer in enumerate(out.past_key_values.layers): past.update(*(x.expand(len(ids), -1, -1, -1) for x in (layer.keys, layer.values)), k)
+            for k, layer in enumerate(out.past_key_values.layers):
+                past.update(*(x.expand(len(ids), -1, -1, -1) for x in (layer.keys, layer.values)), k)
             given, states = dict(past_key_values=past), [out.last_hidden_state[:, -1:].expand(len(ids), -1, -1)]
-        if shared < ids.shape[1] - 1: states.append(self.model.base_model(input_ids=ids[:, shared:-1], use_cache=bool(shared), **given).last_hidden_state)
+        if shared < ids.shape[1] - 1:
+            states.append(self.model.base_model(input_ids=ids[:, shared:-1], use_cache=bool(shared), **given).last_hidden_state)
         at = max(shared, 1)  # the first token that is predicted
         scored = target_of[:, at:] >= 0
         return torch.cat(states, 1)[scored], ids[:, at:][scored], target_of[:, at:][scored]
@@ -130,12 +161,19 @@ class SFTLoss(nn.Module):
         loss, each = target_losses(self.extended, self.extended.head, torch.cat(hidden), torch.cat(targets))
         names = np.concatenate([np.array([examples[i].task for i in group])[own.cpu().numpy()] for (group, _), own in zip(groups, owner)])
         each = each.cpu().double().numpy()
-        return loss, {task: torch.tensor([each[names == task].sum(), (names == task).sum()], dtype=torch.float64) for task in tasks or dict.fromkeys(e.task for e in examples)}
+        return loss, {
+            task: torch.tensor([each[names == task].sum(), (names == task).sum()], dtype=torch.float64)
+            for task in tasks or dict.fromkeys(e.task for e in examples)
+        }
 
     def size(self, examples: list[Example], **_) -> str:
         "What a batch takes, in words, for the message when memory runs out."
         lengths, vocabulary = [len(e.ids) for e in examples], self.extended.n_pretrained + self.extended.n_new
-        block = min(256, sum(int(e.scored.sum()) for e in examples)) if not self.extended.pretrained_rows.requires_grad else sum(int(e.scored.sum()) for e in examples)
+        block = (
+            min(256, sum(int(e.scored.sum()) for e in examples))
+            if not self.extended.pretrained_rows.requires_grad
+            else sum(int(e.scored.sum()) for e in examples)
+        )
         return f"{len(examples)} examples, {self.fed(examples):,} tokens with padding, the longest {max(lengths)}; logits of {block} targets at a time, {block * vocabulary * 4 / 1e6:,.0f} MB"
 
 # %% ../../nbs/11_sft/02_loss.ipynb #85a64936
@@ -146,25 +184,41 @@ def check_loss(
 ) -> None:
     "Refuse a model whose own loss is not the one that would be trained."
     model, two = loss.model, sorted(examples, key=lambda e: len(e.ids))[:2]
-    training = model.training; model.eval()
+    training = model.training
+    model.eval()
     logits = [model(input_ids=torch.from_numpy(e.ids)[None].to(model.device), use_cache=False).logits[0, :-1].float() for e in two]
-    each = [nn.functional.cross_entropy(logits[e.scored[1:]], torch.from_numpy(e.ids)[e.scored].to(logits.device), reduction="sum").item() for logits, e in zip(logits, two)]
+    each = [
+        nn.functional.cross_entropy(logits[e.scored[1:]], torch.from_numpy(e.ids)[e.scored].to(logits.device), reduction="sum").item()
+        for logits, e in zip(logits, two)
+    ]
     counts = [int(e.scored.sum()) for e in two]
     expected, allowed = [x / n for x, n in zip(each, counts)], 1e-4 if model.dtype == torch.float32 else 0.03
     alike = lambda ours: all(abs(a - b) <= allowed * max(1, abs(b)) for a, b in zip(ours, expected, strict=True))
     own = SFTLoss(loss.extended, loss.packing and sum(len(e.ids) for e in two))  # both in one row, where rows are shared
     own.call, own.share = 0, loss.share  # a beginning they share is read once, however short
+
     def mine() -> list[float]:
         "The loss of each, both read together."
-        with torch.no_grad(): found = own([replace(e, task=str(i)) for i, e in enumerate(two)])[1]
+        with torch.no_grad():
+            found = own([replace(e, task=str(i)) for i, e in enumerate(two)])[1]
         return [(found[str(i)][0] / found[str(i)][1]).item() for i in range(len(two))]
-    try: ours = mine()
+
+    try:
+        ours = mine()
     except Exception:  # some models cannot go on from a beginning, each with an error of its own
-        if not own.share: model.train(training); raise
+        if not own.share:
+            model.train(training)
+            raise
         ours = [float("nan")] * len(two)
-    if own.share and not alike(ours): loss.share = own.share = False; ours = mine()
+    if own.share and not alike(ours):
+        loss.share = own.share = False
+        ours = mine()
     model.train(training)
     if np.isfinite(expected).all() and not alike(ours):  # weights that are broken are the first step's to name
         ours, expected = (float(np.average(x, weights=counts)) for x in (ours, expected))
-        why = "it may not keep packed examples apart; set packing=0" if loss.packing else "its logits are not those of its head alone; this architecture cannot be fine-tuned here"
+        why = (
+            "it may not keep packed examples apart; set packing=0"
+            if loss.packing
+            else "its logits are not those of its head alone; this architecture cannot be fine-tuned here"
+        )
         raise GTIError(f"{type(model).__name__}: the loss of {len(two)} examples is {ours:.4f}, by the model itself {expected:.4f}; {why}")

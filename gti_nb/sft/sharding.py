@@ -6,30 +6,40 @@
 __all__ = ['ShardedCopy']
 
 # %% ../../nbs/11_sft/03_sharding.ipynb #b5b7f64e
-import copy, os
+import copy
+import os
 from collections.abc import Callable
+
 import torch
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+
 from ..core import GTIError
-from .loss import SFTLoss
 from ..model.extended import ExtendedModel
+from .loss import SFTLoss
 
 # %% ../../nbs/11_sft/03_sharding.ipynb #b8ea22bd
 class ShardedCopy:
     "A copy of a model whose weights are spread over the processes of `torchrun`, to be trained in its place."
+
     def __init__(
         self,
         extended: ExtendedModel,  # the same in every process, on its device; what is to train already chosen
         packing: int = 0,  # as `SFTLoss` takes it
     ):
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        if processes == 1: raise GTIError("fsdp: spreads a model over several processes, there is one; start them with torchrun --standalone --nproc_per_node N, or leave fsdp off")
+        if processes == 1:
+            raise GTIError(
+                "fsdp: spreads a model over several processes, there is one; start them with torchrun --standalone --nproc_per_node N, or leave fsdp off"
+            )
         self.whole, mesh = extended, init_device_mesh(extended.device.type, (processes,))
-        self.loss = SFTLoss(ExtendedModel(copy.deepcopy(extended.model), extended.tokenizer, extended.token_names, extended.sids, extended.descriptions), packing)
+        self.loss = SFTLoss(
+            ExtendedModel(copy.deepcopy(extended.model), extended.tokenizer, extended.token_names, extended.sids, extended.descriptions),
+            packing,
+        )
         layers = set(self.loss.model._no_split_modules or ())
-        for layer in [m for m in self.loss.model.modules() if type(m).__name__ in layers]: fully_shard(layer, mesh=mesh)
+        for layer in [m for m in self.loss.model.modules() if type(m).__name__ in layers]:
+            fully_shard(layer, mesh=mesh)
         fully_shard(self.loss, mesh=mesh)
         self.loss.is_distributed_loading_by_transformers = True  # tells `Trainer` that the module sees to its own placement and gradients
 
@@ -41,9 +51,14 @@ class ShardedCopy:
     @torch.no_grad()
     def bring_back(self) -> None:
         "Put the copy's weights into the whole model; all processes at once."
-        for p, own in zip(self.whole.model.parameters(), self.loss.model.parameters(), strict=True): p.copy_(own.full_tensor())
+        for p, own in zip(self.whole.model.parameters(), self.loss.model.parameters(), strict=True):
+            p.copy_(own.full_tensor())
 
     def looks(self, validate: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
         "A look at the whole model, with the weights that the copy has by then."
-        def look(): self.bring_back(); return validate()
+
+        def look():
+            self.bring_back()
+            return validate()
+
         return look

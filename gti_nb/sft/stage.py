@@ -6,32 +6,37 @@
 __all__ = ['PRESETS', 'SFTConfig', 'preset', 'finetune']
 
 # %% ../../nbs/11_sft/05_stage.ipynb #4664052f
-import math, os, shutil
+import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 from transformers import SchedulerType, TrainerCallback
+
 from ..core import GTIError, check_choice, content_hash, pick_dtype
+from ..data.splits import Split
+from ..model.extended import ExtendedModel
+from ..model.losses import stage_flops
 from .adapters import adapters, check_quantizable, save_adapters
 from .batches import example_batches
 from .loss import SFTLoss, check_loss
 from .sharding import ShardedCopy
 from .tasks import Example, TaskSettings, make_tasks
-from ..model.extended import ExtendedModel
-from ..data.splits import Split
-from ..training.stage import Checkpoints, StageResult, train_stage
 from ..training.callbacks import KeepBest
-from ..model.losses import stage_flops
+from ..training.stage import Checkpoints, StageResult, train_stage
 
 # %% ../../nbs/11_sft/05_stage.ipynb #27f9527f
 @dataclass
 class SFTConfig:
     "Settings of fine-tuning."
+
     steps: int = 200  # optimizer steps
     batch_size: int = 8  # examples a step, all processes and parts together
     window: int = 32  # items of a window at most, when a split is given; batches have their own
@@ -62,24 +67,64 @@ class SFTConfig:
         check_choice("mode", self.mode, ["full", "lora", "qlora"])
         check_choice("pretrained_rows", self.pretrained_rows, ["frozen", "trained"])
         check_choice("lr_scheduler_type", self.lr_scheduler_type, [s.value for s in SchedulerType])
-        for name in ("steps", "batch_size", "window", "gradient_accumulation_steps", "lora_r", "packing", "eval_steps", "early_stopping_patience", "save_steps"):
-            if not isinstance(getattr(self, name), Integral): raise GTIError(f"{name}: got {getattr(self, name)!r}, expected a whole number")
+        for name in (
+            "steps",
+            "batch_size",
+            "window",
+            "gradient_accumulation_steps",
+            "lora_r",
+            "packing",
+            "eval_steps",
+            "early_stopping_patience",
+            "save_steps",
+        ):
+            if not isinstance(getattr(self, name), Integral):
+                raise GTIError(f"{name}: got {getattr(self, name)!r}, expected a whole number")
         for name in ("steps", "batch_size", "window", "gradient_accumulation_steps", "lora_r"):
-            if getattr(self, name) < 1: raise GTIError(f"{name}: got {getattr(self, name)}, must be at least 1")
-        for name in ("learning_rate", "learning_rate_new", "warmup_steps", "weight_decay", "packing", "eval_steps", "early_stopping_patience", "save_steps"):
-            if not getattr(self, name) >= 0: raise GTIError(f"{name}: got {getattr(self, name)}, must be 0 or more")
-        if not self.lora_alpha > 0: raise GTIError(f"lora_alpha: got {self.lora_alpha}, must be above 0")
-        if self.metric_for_best_model is not None and not self.eval_steps: raise GTIError("metric_for_best_model: chooses among the calls of validate; set eval_steps too")
-        if not 0 <= self.lora_dropout < 1: raise GTIError(f"lora_dropout: got {self.lora_dropout}, allowed: 0 to below 1")
-        if self.fsdp and self.mode == "qlora": raise GTIError("fsdp: 4-bit layers cannot be spread; take mode='lora', or leave fsdp off")
-        if self.early_stopping_patience and not self.eval_steps: raise GTIError("early_stopping_patience: counts calls of validate; set eval_steps too")
+            if getattr(self, name) < 1:
+                raise GTIError(f"{name}: got {getattr(self, name)}, must be at least 1")
+        for name in (
+            "learning_rate",
+            "learning_rate_new",
+            "warmup_steps",
+            "weight_decay",
+            "packing",
+            "eval_steps",
+            "early_stopping_patience",
+            "save_steps",
+        ):
+            if not getattr(self, name) >= 0:
+                raise GTIError(f"{name}: got {getattr(self, name)}, must be 0 or more")
+        if not self.lora_alpha > 0:
+            raise GTIError(f"lora_alpha: got {self.lora_alpha}, must be above 0")
+        if self.metric_for_best_model is not None and not self.eval_steps:
+            raise GTIError("metric_for_best_model: chooses among the calls of validate; set eval_steps too")
+        if not 0 <= self.lora_dropout < 1:
+            raise GTIError(f"lora_dropout: got {self.lora_dropout}, allowed: 0 to below 1")
+        if self.fsdp and self.mode == "qlora":
+            raise GTIError("fsdp: 4-bit layers cannot be spread; take mode='lora', or leave fsdp off")
+        if self.early_stopping_patience and not self.eval_steps:
+            raise GTIError("early_stopping_patience: counts calls of validate; set eval_steps too")
 
 # %% ../../nbs/11_sft/05_stage.ipynb #72d973b2
-_LCREC = dict(learning_rate=5e-5, learning_rate_new=5e-5, warmup_steps=0.01, lr_scheduler_type="cosine", weight_decay=0.01, pretrained_rows="trained", lora_r=8, lora_alpha=32, lora_dropout=0.05, window=20)
+_LCREC = dict(
+    learning_rate=5e-5,
+    learning_rate_new=5e-5,
+    warmup_steps=0.01,
+    lr_scheduler_type="cosine",
+    weight_decay=0.01,
+    pretrained_rows="trained",
+    lora_r=8,
+    lora_alpha=32,
+    lora_dropout=0.05,
+    window=20,
+)
 PRESETS = {
     "paper": dict(_LCREC, mode="qlora", steps=1600, batch_size=512),
     "lcrec": dict(_LCREC, mode="lora", batch_size=128),  # and 4 epochs
-    "demo": dict(steps=60, batch_size=4, window=100, learning_rate=3e-4, learning_rate_new=1e-2)}
+    "demo": dict(steps=60, batch_size=4, window=100, learning_rate=3e-4, learning_rate_new=1e-2),
+}
+
 
 def preset(
     name: str,  # "paper", "lcrec" or "demo"
@@ -89,25 +134,44 @@ def preset(
     "Settings that were published, or that the demo uses."
     settings = dict(PRESETS[check_choice("preset", name, PRESETS)])
     if name == "lcrec" and "steps" not in changes:
-        if examples is None: raise GTIError("preset 'lcrec': trains 4 epochs, so it has to know the number of examples in one; pass examples=..., or steps=...")
+        if examples is None:
+            raise GTIError(
+                "preset 'lcrec': trains 4 epochs, so it has to know the number of examples in one; pass examples=..., or steps=..."
+            )
         settings["steps"] = math.ceil(4 * examples / changes.get("batch_size", settings["batch_size"]))
-    for field in changes: check_choice("setting", field, SFTConfig.__dataclass_fields__)
+    for field in changes:
+        check_choice("setting", field, SFTConfig.__dataclass_fields__)
     return SFTConfig(**settings | changes)
 
 # %% ../../nbs/11_sft/05_stage.ipynb #e416de2d
 def _batches(extended: ExtendedModel, data: Split | Sequence[list[Example]], config: SFTConfig) -> Sequence[list[Example]]:
     "The batches of all steps, checked as far as that is quick."
-    if isinstance(data, Split): return example_batches(make_tasks("retrieval", extended, split=data, settings=TaskSettings(window=config.window)), steps=config.steps, batch_size=config.batch_size, seed=config.seed)
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"): raise GTIError(f"data: got {type(data).__name__}, expected a Split, or a list of Examples for every step, as example_batches makes them")
-    if len(data) != config.steps: raise GTIError(f"steps: the settings say {config.steps}, the data have batches for {len(data)}; make both the same")
+    if isinstance(data, Split):
+        return example_batches(
+            make_tasks("retrieval", extended, split=data, settings=TaskSettings(window=config.window)),
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        raise GTIError(
+            f"data: got {type(data).__name__}, expected a Split, or a list of Examples for every step, as example_batches makes them"
+        )
+    if len(data) != config.steps:
+        raise GTIError(f"steps: the settings say {config.steps}, the data have batches for {len(data)}; make both the same")
     return data
 
 # %% ../../nbs/11_sft/05_stage.ipynb #eb5e1cc8
-def _targets(examples: list[Example]) -> int: return sum(int(e.scored.sum()) for e in examples)
+def _targets(examples: list[Example]) -> int:
+    return sum(int(e.scored.sum()) for e in examples)
+
 
 def _part(batch: list[Example], part: int, parts: int) -> dict:
     "Every `parts`-th example of a batch, with its share of the targets, as arguments of `SFTLoss`."
-    if len(batch) < parts: raise GTIError(f"batch_size: {len(batch)} examples cannot be cut into {parts} parts (processes times gradient_accumulation_steps); use a larger batch_size")
+    if len(batch) < parts:
+        raise GTIError(
+            f"batch_size: {len(batch)} examples cannot be cut into {parts} parts (processes times gradient_accumulation_steps); use a larger batch_size"
+        )
     own, tasks = batch[part::parts], tuple(dict.fromkeys(e.task for e in batch))
     return dict(examples=own, tasks=tasks, direction=tasks[0] if len(tasks) == 1 else "mixed", share=_targets(own) / _targets(batch))
 
@@ -117,39 +181,57 @@ def _checkpoint_layers(extended: ExtendedModel, switch: str, *args) -> None:
     name = "activation" if hasattr(extended.model, "activation_checkpointing_enable") else "gradient"
     getattr(extended.model, f"{name}_checkpointing_{switch}")(*args)
 
+
 @contextmanager
 def _trainable(extended: ExtendedModel, config: SFTConfig) -> Iterator[list[nn.Parameter]]:
     "The layers' parameters, or those of their adapters, set to train inside the block."
     trained_old = config.pretrained_rows == "trained"
     try:
-        if config.mode == "full": extended.train_only(backbone=True, pretrained_rows=trained_old); yield extended.backbone_parameters()
+        if config.mode == "full":
+            extended.train_only(backbone=True, pretrained_rows=trained_old)
+            yield extended.backbone_parameters()
         else:
             with adapters(extended, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed, config.mode == "qlora") as matrices:
-                for p in extended.pretrained_row_parameters(): p.requires_grad_(trained_old)
+                for p in extended.pretrained_row_parameters():
+                    p.requires_grad_(trained_old)
                 yield matrices
     finally:
-        if config.gradient_checkpointing: _checkpoint_layers(extended, "disable")
+        if config.gradient_checkpointing:
+            _checkpoint_layers(extended, "disable")
         extended.model.eval()
+
 
 def _groups(extended: ExtendedModel, config: SFTConfig, layers: list[nn.Parameter]) -> list[dict]:
     "Parameters by learning rate and decay."
     rows = extended.pretrained_row_parameters() if config.pretrained_rows == "trained" else []
-    groups = [dict(params=[p for p in layers if p.dim() > 1], lr=config.learning_rate, weight_decay=config.weight_decay),
-              dict(params=[p for p in layers if p.dim() <= 1] + rows, lr=config.learning_rate),
-              dict(params=extended.new_parameters(), lr=config.learning_rate_new)]
+    groups = [
+        dict(params=[p for p in layers if p.dim() > 1], lr=config.learning_rate, weight_decay=config.weight_decay),
+        dict(params=[p for p in layers if p.dim() <= 1] + rows, lr=config.learning_rate),
+        dict(params=extended.new_parameters(), lr=config.learning_rate_new),
+    ]
     half = {p.dtype for group in groups for p in group["params"]} - {torch.float32}
-    if half: raise GTIError(f"extended: its weights are {half.pop()}, and those that train must be fp32; call extended.model.float() first, or take mode='lora'")
+    if half:
+        raise GTIError(
+            f"extended: its weights are {half.pop()}, and those that train must be fp32; call extended.model.float() first, or take mode='lora'"
+        )
     return [group for group in groups if group["params"]]
 
 # %% ../../nbs/11_sft/05_stage.ipynb #bc8f0e8d
 _LAYOUT = ("gradient_accumulation_steps", "gradient_checkpointing", "packing")  # how a step is computed, not what it is
 
+
 def _key(extended: ExtendedModel, batches: Sequence[list[Example]], config: SFTConfig) -> dict:
     "What two runs must share for one to go on where the other stopped."
     free = ("save_steps", "report_to", *_LAYOUT)
     data = content_hash([content_hash([[e.task, e.ids, e.scored] for e in batches[step]]) for step in range(config.steps)])
-    return dict(data=data, weights=extended.pretrained_hash(), tokens=content_hash(extended.token_names, extended.tokenizer.get_vocab()),
-                start=content_hash([p.detach() for p in extended.new_parameters()]), **{f"setting {k}": v for k, v in asdict(config).items() if k not in free})
+    return dict(
+        data=data,
+        weights=extended.pretrained_hash(),
+        tokens=content_hash(extended.token_names, extended.tokenizer.get_vocab()),
+        start=content_hash([p.detach() for p in extended.new_parameters()]),
+        **{f"setting {k}": v for k, v in asdict(config).items() if k not in free},
+    )
+
 
 def _cost(loss: SFTLoss, batches: Sequence[list[Example]], steps: int, config: SFTConfig) -> tuple[int, float]:
     "Tokens through the transformer and floating-point operations of so many steps."
@@ -158,54 +240,114 @@ def _cost(loss: SFTLoss, batches: Sequence[list[Example]], steps: int, config: S
         fed += sum(loss.fed(batch[part::parts]) for part in range(parts))
         targets += _targets(batch)
     layers = dict(trained=fed) if config.mode == "full" else dict(through=fed)
-    return fed, stage_flops(loss.extended, **layers, forward=fed * config.gradient_checkpointing, targets=targets, pretrained_rows=config.pretrained_rows == "trained")
+    return fed, stage_flops(
+        loss.extended,
+        **layers,
+        forward=fed * config.gradient_checkpointing,
+        targets=targets,
+        pretrained_rows=config.pretrained_rows == "trained",
+    )
+
 
 def _validation(records: list[dict], watch: KeepBest | None) -> dict | None:
     "The curve of what `validate` said, and the step of the best."
-    if watch is None: return None
+    if watch is None:
+        return None
     curve, scores = [dict(step=r["step"] + 1, **r["validation"]) for r in records if "validation" in r], watch.scores()
     return dict(curve=curve, best_step=curve[scores.index(max(scores))]["step"])
 
 # %% ../../nbs/11_sft/05_stage.ipynb #86af4156
 def finetune(
     extended: ExtendedModel,  # trained in place, from wherever it is: any start, grounded rows, a loaded model
-    data: Split | Sequence[list[Example]],  # a split, for the task `retrieval` on its training sequences; or the examples of every step, as `example_batches` makes them
+    data: Split
+    | Sequence[
+        list[Example]
+    ],  # a split, for the task `retrieval` on its training sequences; or the examples of every step, as `example_batches` makes them
     config: SFTConfig = SFTConfig(),
     out_dir: str | Path | None = None,  # writes `sft.safetensors`, the new rows, here, adapters to `adapter`, and checkpoints on the way
-    validate: Callable[[], dict[str, float]] | None = None,  # looks at the model every `eval_steps` and at the end; the best weights by it stay
+    validate: Callable[[], dict[str, float]]
+    | None = None,  # looks at the model every `eval_steps` and at the end; the best weights by it stay
     callbacks: Sequence[TrainerCallback] = (),  # callbacks of `Trainer`
     force: bool = False,  # go on from a checkpoint in out_dir even if it is another run's
     progress: bool = True,  # show the progress bar
 ) -> StageResult:
     "Fine-tune the transformer's layers, whole or through adapters, and the new rows; old rows by choice."
-    if bool(config.eval_steps) != (validate is not None): raise GTIError("validate and eval_steps: one was given without the other; set both, or neither")
-    if config.mode == "qlora": check_quantizable(extended)
+    if bool(config.eval_steps) != (validate is not None):
+        raise GTIError("validate and eval_steps: one was given without the other; set both, or neither")
+    if config.mode == "qlora":
+        check_quantizable(extended)
     batches, loss, keep = _batches(extended, data, config), SFTLoss(extended, config.packing), out_dir is not None and config.save_steps
-    if extended.pretrained_rows.dtype == torch.float32 or config.mode == "full": check_loss(loss, batches[0])
-    checkpoints = Checkpoints(Path(out_dir)/"checkpoints", config.save_steps, _key(extended, batches, config), force, layout={name: getattr(config, name) for name in _LAYOUT}) if keep else None
+    if extended.pretrained_rows.dtype == torch.float32 or config.mode == "full":
+        check_loss(loss, batches[0])
+    checkpoints = (
+        Checkpoints(
+            Path(out_dir) / "checkpoints",
+            config.save_steps,
+            _key(extended, batches, config),
+            force,
+            layout={name: getattr(config, name) for name in _LAYOUT},
+        )
+        if keep
+        else None
+    )
     warmup = config.warmup_steps if config.warmup_steps >= 1 else math.ceil(config.warmup_steps * config.steps)
     with _trainable(extended, config) as layers:
         groups = _groups(extended, config, layers)
-        frozen = [p.detach() for p in extended.model.parameters() if not p.requires_grad]; before = content_hash(frozen)
-        if config.gradient_checkpointing: _checkpoint_layers(extended, "enable", dict(use_reentrant=False))
+        frozen = [p.detach() for p in extended.model.parameters() if not p.requires_grad]
+        before = content_hash(frozen)
+        if config.gradient_checkpointing:
+            _checkpoint_layers(extended, "enable", dict(use_reentrant=False))
         shards = ShardedCopy(extended, config.packing) if config.fsdp else None
-        watch = KeepBest(shards.looks(validate) if shards else validate, [p for group in groups for p in group["params"]], config.eval_steps, config.early_stopping_patience, config.metric_for_best_model,
-                         config.greater_is_better, checkpoints.extra if checkpoints else None) if validate else None
-        if shards: loss = shards.loss
-        records, seconds, resumed = train_stage("sft", loss, lambda step, part, parts: _part(batches[step], part, parts), shards.groups(groups) if shards else groups, config.steps, warmup_steps=int(warmup),
-            lr_scheduler_type=config.lr_scheduler_type, accumulation=config.gradient_accumulation_steps, autocast=pick_dtype(config.precision, extended.device) == torch.bfloat16,
-            device=extended.device, seed=config.seed, checkpoints=checkpoints, callbacks=[*([watch] if watch else []), *callbacks], report_to=config.report_to, show=progress)
+        watch = (
+            KeepBest(
+                shards.looks(validate) if shards else validate,
+                [p for group in groups for p in group["params"]],
+                config.eval_steps,
+                config.early_stopping_patience,
+                config.metric_for_best_model,
+                config.greater_is_better,
+                checkpoints.extra if checkpoints else None,
+            )
+            if validate
+            else None
+        )
+        if shards:
+            loss = shards.loss
+        records, seconds, resumed = train_stage(
+            "sft",
+            loss,
+            lambda step, part, parts: _part(batches[step], part, parts),
+            shards.groups(groups) if shards else groups,
+            config.steps,
+            warmup_steps=int(warmup),
+            lr_scheduler_type=config.lr_scheduler_type,
+            accumulation=config.gradient_accumulation_steps,
+            autocast=pick_dtype(config.precision, extended.device) == torch.bfloat16,
+            device=extended.device,
+            seed=config.seed,
+            checkpoints=checkpoints,
+            callbacks=[*([watch] if watch else []), *callbacks],
+            report_to=config.report_to,
+            show=progress,
+        )
         tokens, flops = _cost(loss, batches, len(records), config)
-        if shards: shards.bring_back()
-        if watch: watch.take_best()
-        if content_hash(frozen) != before: raise GTIError("fine-tuning: weights that were to stand still changed. Please report this")
-        if out_dir is not None: _finish(extended, Path(out_dir), config)
+        if shards:
+            shards.bring_back()
+        if watch:
+            watch.take_best()
+        if content_hash(frozen) != before:
+            raise GTIError("fine-tuning: weights that were to stand still changed. Please report this")
+        if out_dir is not None:
+            _finish(extended, Path(out_dir), config)
     return StageResult(records, seconds, tokens, flops, _validation(records, watch), resumed)
+
 
 def _finish(extended: ExtendedModel, out_dir: Path, config: SFTConfig) -> None:
     "Write what the stage leaves; the checkpoints have done their work."
-    if int(os.environ.get("RANK", 0)) != 0: return
-    extended.save_rows(out_dir/"sft.safetensors")
-    shutil.rmtree(out_dir/"adapter", ignore_errors=True)  # another run's
-    if config.mode != "full" and config.pretrained_rows == "frozen": save_adapters(extended, out_dir/"adapter")
-    shutil.rmtree(out_dir/"checkpoints", ignore_errors=True)
+    if int(os.environ.get("RANK", 0)) != 0:
+        return
+    extended.save_rows(out_dir / "sft.safetensors")
+    shutil.rmtree(out_dir / "adapter", ignore_errors=True)  # another run's
+    if config.mode != "full" and config.pretrained_rows == "frozen":
+        save_adapters(extended, out_dir / "adapter")
+    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)

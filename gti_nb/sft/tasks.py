@@ -10,30 +10,47 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 import numpy as np
+
 from ..core import GTIError, check_choice
 from ..data.dataset import RecDataset
-from ..prompts import GROUNDING, SFT, Prompt, Template, encode_template, encode_text_only, fill, fill_history, max_positions, retrieval_head
 from ..data.queries import QueryDataset
-from ..model.extended import ExtendedModel
 from ..data.splits import Split
+from ..model.extended import ExtendedModel
+from gti_nb.prompts import (
+    GROUNDING,
+    SFT,
+    Prompt,
+    Template,
+    encode_template,
+    encode_text_only,
+    fill,
+    fill_history,
+    max_positions,
+    retrieval_head,
+)
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #dacbe12d
 @dataclass(frozen=True, eq=False)
 class Example:
     "Tokens to read, and which of them to predict."
+
     task: str  # name of the task, shown in per-task losses
     ids: np.ndarray  # int64 [n] token ids
     scored: np.ndarray  # bool [n]: the targets, each predicted from all tokens before it; the first token is none
 
     def __post_init__(self):
         if self.ids.shape != self.scored.shape or not len(self.ids) or self.scored[0] or not self.scored.any():
-            raise GTIError(f"{self.task}: an example of {len(self.ids)} tokens, {int(self.scored.sum())} of {len(self.scored)} scored; expected as many flags as tokens, at least one of them set, the first one not")
+            raise GTIError(
+                f"{self.task}: an example of {len(self.ids)} tokens, {int(self.scored.sum())} of {len(self.scored)} scored; expected as many flags as tokens, at least one of them set, the first one not"
+            )
 
 
 @dataclass(frozen=True)
 class Task:
     "A family of examples. Drawing them is cheap: an example is three numbers until it is built."
+
     name: str
     epoch: Callable[[np.random.Generator], np.ndarray]  # -> int64 [n, 3]: every example of one epoch once, in random order
     build: Callable[[np.ndarray], Example]  # three numbers -> the example
@@ -52,6 +69,7 @@ def _example(name: str, ids: Sequence[int], start: int) -> Example:
 @dataclass(frozen=True)
 class TaskSettings:
     "How examples are made."
+
     window: int = 32  # items of a window at most, in the task `retrieval`
     history: int = 20  # items of a history at most, in the tasks with one row per target
     wordings: int = 3  # how many wordings of every template are used, 1 to 3
@@ -60,29 +78,56 @@ class TaskSettings:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1: raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 on")
-        if self.wordings > 3: raise GTIError(f"wordings: got {self.wordings}, allowed: 1 to 3")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 on")
+        if self.wordings > 3:
+            raise GTIError(f"wordings: got {self.wordings}, allowed: 1 to 3")
 
 
 class _Source:
     "The data of all tasks, encoded for one model."
-    def __init__(self, extended: ExtendedModel, data: RecDataset | QueryDataset | None, split: Split | None, settings: TaskSettings, intentions: Mapping | None, preferences: Mapping | None):
-        self.extended, self.data, self.split, self.settings, self.intentions, self.preferences = extended, data, split, settings, intentions, preferences
+
+    def __init__(
+        self,
+        extended: ExtendedModel,
+        data: RecDataset | QueryDataset | None,
+        split: Split | None,
+        settings: TaskSettings,
+        intentions: Mapping | None,
+        preferences: Mapping | None,
+    ):
+        self.extended, self.data, self.split, self.settings, self.intentions, self.preferences = (
+            extended,
+            data,
+            split,
+            settings,
+            intentions,
+            preferences,
+        )
         self.codes, self.levels, self.limit, self._texts = extended.token_ids.numpy(), extended.sids.levels, max_positions(extended), {}
-        self.column = {} if data is None else {c: data.items[c].tolist() for c in ("title", "description", "categories")} | {"text": data.texts()}
+        self.column = (
+            {} if data is None else {c: data.items[c].tolist() for c in ("title", "description", "categories")} | {"text": data.texts()}
+        )
 
     def words(self, text: str, longest: int | None = None) -> list[int]:
         "Token ids of a text, cut."
-        if text not in self._texts: self._texts[text] = encode_text_only(self.extended.tokenizer, text)[:max(self.settings.max_text_tokens, self.settings.max_title_tokens)]
-        return self._texts[text][:longest or self.settings.max_text_tokens]
+        if text not in self._texts:
+            self._texts[text] = encode_text_only(self.extended.tokenizer, text)[
+                : max(self.settings.max_text_tokens, self.settings.max_title_tokens)
+            ]
+        return self._texts[text][: longest or self.settings.max_text_tokens]
 
-    def sid(self, item: int) -> list[int]: return self.codes[item].tolist()
-    def sids(self, items: np.ndarray) -> list[list[int]]: return self.codes[items].tolist()
+    def sid(self, item: int) -> list[int]:
+        return self.codes[item].tolist()
+
+    def sids(self, items: np.ndarray) -> list[list[int]]:
+        return self.codes[items].tolist()
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #d05caec4
 def _prompts(source: _Source, template: Template) -> list[Prompt]:
     "The wordings of a template that are used, encoded."
     return [encode_template(source.extended.tokenizer, template, w) for w in range(source.settings.wordings)]
+
 
 def _check_room(name: str, source: _Source, prompts: list[Prompt], one_of_history: int | None = None) -> None:
     "Refuse prompts that the model might not be able to read, with one item of history (of so many tokens) and texts at full length."
@@ -90,9 +135,13 @@ def _check_room(name: str, source: _Source, prompts: list[Prompt], one_of_histor
     for prompt in prompts:
         n_texts = sum(isinstance(p, str) and p.strip() not in sizes for p in prompt.pieces)
         fixed = sum(len(p) if isinstance(p, tuple) else sizes.get(p.strip(), 0) for p in prompt.pieces)
-        needs.append(fixed + n_texts * source.settings.max_text_tokens); most.append((source.limit - fixed) // n_texts if n_texts else source.settings.max_text_tokens if fixed <= source.limit else 0)
-    if max(needs) <= source.limit: return
-    raise GTIError(f"{name}: an example may have {max(needs)} tokens, the model reads {source.limit}; {f'set max_text_tokens to {min(most)} or less' if min(most) > 0 else 'take a model with more positions'}")
+        needs.append(fixed + n_texts * source.settings.max_text_tokens)
+        most.append((source.limit - fixed) // n_texts if n_texts else source.settings.max_text_tokens if fixed <= source.limit else 0)
+    if max(needs) <= source.limit:
+        return
+    raise GTIError(
+        f"{name}: an example may have {max(needs)} tokens, the model reads {source.limit}; {f'set max_text_tokens to {min(most)} or less' if min(most) > 0 else 'take a model with more positions'}"
+    )
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #e235c4df
 def _retrieval(source: _Source) -> Task:
@@ -100,7 +149,11 @@ def _retrieval(source: _Source) -> Task:
     split, window, head = source.split, source.settings.window, retrieval_head(source.extended)
     users = [u for u, s in enumerate(split.train) if len(s)]
     longest = min(window, max(len(split.train[u]) for u in users))
-    if len(head) + longest * source.levels > source.limit: raise GTIError(f"window: {longest} items take {len(head) + longest * source.levels} tokens, the model reads {source.limit}; set window to {(source.limit - len(head)) // source.levels} or less")
+    if len(head) + longest * source.levels > source.limit:
+        raise GTIError(
+            f"window: {longest} items take {len(head) + longest * source.levels} tokens, the model reads {source.limit}; set window to {(source.limit - len(head)) // source.levels} or less"
+        )
+
     def epoch(rng: np.random.Generator) -> np.ndarray:
         keys = []
         for user in users:
@@ -109,9 +162,11 @@ def _retrieval(source: _Source) -> Task:
             cuts = [0, *range(first, n, window), n]
             keys += [(user, a, b) for a, b in zip(cuts, cuts[1:])]
         return np.array(keys, dtype=np.int64)[rng.permutation(len(keys))]
+
     def build(key: np.ndarray) -> Example:
         user, a, b = key
         return _example("retrieval", [*head, *source.codes[split.train[user][a:b]].ravel()], len(head))
+
     return Task("retrieval", epoch, build)
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #9c5d8827
@@ -120,6 +175,7 @@ def _next_items(split: Split) -> np.ndarray:
     sizes = np.array([len(s) for s in split.train], dtype=np.int64)
     rows = np.maximum(sizes - 1, 0)
     return np.column_stack([np.repeat(np.arange(len(sizes)), rows), np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows) + 1])
+
 
 def _rows(
     source: _Source,
@@ -134,43 +190,75 @@ def _rows(
     "A task of one row per place in a history."
     prompts, train = _prompts(source, template), source.split.train
     _check_room(name, source, prompts, source.settings.max_title_tokens if tell else source.levels)
-    if not len(places): raise GTIError(f"{name}: no text or no history; no user of the split has the training items with the titles, descriptions or categories it needs")
+    if not len(places):
+        raise GTIError(
+            f"{name}: no text or no history; no user of the split has the training items with the titles, descriptions or categories it needs"
+        )
+
     def epoch(rng: np.random.Generator) -> np.ndarray:
         drawn = places[rng.permutation(len(places))] if draw is None else draw(rng)
         return np.column_stack([drawn, rng.integers(2**40, size=len(drawn))])
+
     def build(key: np.ndarray) -> Example:
         user, place, chance = key.tolist()
         wording, chance = chance % len(prompts), chance // len(prompts)
-        history = (tell or source.sids)(train[user][max(place - source.settings.history, 0):place])
+        history = (tell or source.sids)(train[user][max(place - source.settings.history, 0) : place])
         return _example(name, *fill_history(prompts[wording], history, source.limit, **slots(user, place, chance)))
+
     return Task(name, epoch, build, note)
+
 
 def _retrieval_rows(source: _Source) -> Task:
     "Codes of the items before -> codes of the next item."
-    return _rows(source, "retrieval_rows", SFT["retrieval_rows"], _next_items(source.split), lambda user, place, _: dict(sid=source.sid(source.split.train[user][place])))
+    return _rows(
+        source,
+        "retrieval_rows",
+        SFT["retrieval_rows"],
+        _next_items(source.split),
+        lambda user, place, _: dict(sid=source.sid(source.split.train[user][place])),
+    )
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #3e9b490f
-def _titled(source: _Source) -> np.ndarray: return np.array([bool(t.strip()) for t in source.column["title"]], dtype=bool)  # [n_items]
+def _titled(source: _Source) -> np.ndarray:
+    return np.array([bool(t.strip()) for t in source.column["title"]], dtype=bool)  # [n_items]
+
 
 def _at(split: Split, places: np.ndarray, back: int = 0) -> np.ndarray:
     "The training item at every place, or so many before it."
     return np.array([split.train[user][place - back] for user, place in places.tolist()], dtype=np.int64)
 
+
 def _fusion_sid_to_title(source: _Source) -> Task:
     "Codes of the items before -> title of the next item."
     places = _next_items(source.split)
     places = places[_titled(source)[_at(source.split, places)]]
-    return _rows(source, "fusion_sid_to_title", SFT["fusion_sid_to_title"], places, lambda user, place, _: dict(title=source.words(source.column["title"][source.split.train[user][place]])))
+    return _rows(
+        source,
+        "fusion_sid_to_title",
+        SFT["fusion_sid_to_title"],
+        places,
+        lambda user, place, _: dict(title=source.words(source.column["title"][source.split.train[user][place]])),
+    )
+
 
 def _fusion_title_to_sid(source: _Source) -> Task:
     "Titles of the items before -> codes of the next item."
     titled, line = _titled(source), encode_text_only(source.extended.tokenizer, "\n")
+
     def tell(items: np.ndarray) -> list[list[int]]:
         titles = [source.words(source.column["title"][i], source.settings.max_title_tokens) for i in items[titled[items]]]
         return [[*title, *line] for title in titles[:-1]] + titles[-1:]
+
     places = _next_items(source.split)
     places = places[titled[_at(source.split, places, back=1)]]
-    return _rows(source, "fusion_title_to_sid", SFT["fusion_title_to_sid"], places, lambda user, place, _: dict(sid=source.sid(source.split.train[user][place])), tell)
+    return _rows(
+        source,
+        "fusion_title_to_sid",
+        SFT["fusion_title_to_sid"],
+        places,
+        lambda user, place, _: dict(sid=source.sid(source.split.train[user][place])),
+        tell,
+    )
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #46c20a4c
 def _items(source: _Source, name: str, direction: str) -> Task:
@@ -179,46 +267,81 @@ def _items(source: _Source, name: str, direction: str) -> Task:
     prompts = [_prompts(source, t) for t in templates]
     _check_room(name, source, sum(prompts, []))
     asked = [[c for c in source.column if f"{{{c}}}" in t.user + t.answer] for t in templates]
-    able = np.array([np.logical_and.reduce([[bool(text.strip()) for text in source.column[c]] for c in columns]) for columns in asked])  # [templates, n_items]
+    able = np.array(
+        [np.logical_and.reduce([[bool(text.strip()) for text in source.column[c]] for c in columns]) for columns in asked]
+    )  # [templates, n_items]
     items = np.flatnonzero(able.any(0))
-    if not len(items): raise GTIError(f"{name}: no text; not one of the {source.data.n_items} items has a title or a description")
+    if not len(items):
+        raise GTIError(f"{name}: no text; not one of the {source.data.n_items} items has a title or a description")
+
     def epoch(rng: np.random.Generator) -> np.ndarray:
         drawn = items[rng.permutation(len(items))]
-        return np.column_stack([drawn, (rng.random((len(templates), len(drawn))) * able[:, drawn]).argmax(0), rng.integers(source.settings.wordings, size=len(drawn))])
+        return np.column_stack(
+            [
+                drawn,
+                (rng.random((len(templates), len(drawn))) * able[:, drawn]).argmax(0),
+                rng.integers(source.settings.wordings, size=len(drawn)),
+            ]
+        )
+
     def build(key: np.ndarray) -> Example:
         item, template, wording = key.tolist()
-        return _example(name, *fill(prompts[template][wording], sid=source.sid(item), **{c: source.words(source.column[c][item]) for c in asked[template]}))
+        return _example(
+            name,
+            *fill(prompts[template][wording], sid=source.sid(item), **{c: source.words(source.column[c][item]) for c in asked[template]}),
+        )
+
     return Task(name, epoch, build)
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #84adb53f
 _FROM_TEMPLATES = "{} were made from templates over categories and descriptions, not by a language model from reviews"
+
 
 def _wishes(source: _Source) -> dict[int, list[str]]:
     "Per item row what someone may say who wants the item; items without such a text are left out."
     wishes = {}
     for item, (categories, description) in enumerate(zip(source.column["categories"], source.column["description"])):
         about = re.split(r"(?<=[.!?])\s", description.strip(), maxsplit=1)[0]
-        texts = [f"Something of this kind: {categories.strip()}"] * bool(categories.strip()) + [about] * bool(about) + [f"{about} ({categories.strip()})"] * bool(about and categories.strip())
-        if texts: wishes[item] = texts
+        texts = (
+            [f"Something of this kind: {categories.strip()}"] * bool(categories.strip())
+            + [about] * bool(about)
+            + [f"{about} ({categories.strip()})"] * bool(about and categories.strip())
+        )
+        if texts:
+            wishes[item] = texts
     return wishes
+
 
 def _given(name: str, texts: Mapping, n: int) -> dict[int, list[str]]:
     "A checked copy of texts by row number."
-    if not isinstance(texts, Mapping) or not texts: raise GTIError(f"{name}: got {type(texts).__name__}, expected {{row number: [text, ...]}} with at least one entry")
+    if not isinstance(texts, Mapping) or not texts:
+        raise GTIError(f"{name}: got {type(texts).__name__}, expected {{row number: [text, ...]}} with at least one entry")
     for row, some in texts.items():
-        if not isinstance(row, (int, np.integer)) or not 0 <= row < n: raise GTIError(f"{name}: row {row!r}, allowed: 0 to {n - 1}")
-        if isinstance(some, str) or not len(some) or not all(isinstance(t, str) and t.strip() for t in some): raise GTIError(f"{name}: row {row} has {some!r}, expected a list of texts, none of them empty")
+        if not isinstance(row, (int, np.integer)) or not 0 <= row < n:
+            raise GTIError(f"{name}: row {row!r}, allowed: 0 to {n - 1}")
+        if isinstance(some, str) or not len(some) or not all(isinstance(t, str) and t.strip() for t in some):
+            raise GTIError(f"{name}: row {row} has {some!r}, expected a list of texts, none of them empty")
     return {int(row): list(some) for row, some in texts.items()}
+
 
 def _item_search(source: _Source, name: str) -> Task:
     "A wish for the next item, with or without the items before -> its codes."
     wishes = _wishes(source) if source.intentions is None else _given("intentions", source.intentions, source.data.n_items)
     known, places = np.zeros(source.data.n_items, dtype=bool), _next_items(source.split)
     known[list(wishes)] = True
+
     def slots(user: int, place: int, chance: int) -> dict:
         item = int(source.split.train[user][place])
         return dict(intention=source.words(wishes[item][chance % len(wishes[item])]), sid=source.sid(item))
-    return _rows(source, name, SFT["item_search"], places[known[_at(source.split, places)]], slots, note=_FROM_TEMPLATES.format("intentions") if source.intentions is None else "")
+
+    return _rows(
+        source,
+        name,
+        SFT["item_search"],
+        places[known[_at(source.split, places)]],
+        slots,
+        note=_FROM_TEMPLATES.format("intentions") if source.intentions is None else "",
+    )
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #45858e0f
 def _labels(categories: list[str]) -> list[list[str]]:
@@ -227,11 +350,13 @@ def _labels(categories: list[str]) -> list[list[str]]:
     counts = Counter(label for some in labels for label in some)
     return [[label for label in some if 2 * counts[label] <= len(labels)] for some in labels]
 
+
 def _taste(labels: list[list[str]], chance: int) -> str:
     "What the categories of a history, oldest first, say of a user."
     counts = Counter(label for some in labels for label in some)
     top = sorted(counts, key=lambda label: (-counts[label], label))[:3]
     return (f"Mostly {', '.join(top)}.", f"{', '.join(top)}; lately {', '.join(labels[-1][:3])}.")[chance % 2]
+
 
 def _preference(source: _Source, name: str) -> Task:
     "Codes of a history -> what the user likes; a user takes part in every epoch once."
@@ -241,14 +366,20 @@ def _preference(source: _Source, name: str) -> Task:
     if given is None:
         labels = _labels(source.column["categories"])
         places = places[np.array([bool(some) for some in labels])[_at(split, places, back=1)]]
-        slots = lambda user, place, chance: dict(preference=source.words(_taste([labels[i] for i in split.train[user][max(place - source.settings.history, 0):place]], chance)))
+        slots = lambda user, place, chance: dict(
+            preference=source.words(_taste([labels[i] for i in split.train[user][max(place - source.settings.history, 0) : place]], chance))
+        )
     else:
         places = np.array([(user, len(split.train[user])) for user in given if len(split.train[user])], dtype=np.int64).reshape(-1, 2)
         slots = lambda user, place, chance: dict(preference=source.words(given[user][chance % len(given[user])]))
+
     def draw(rng: np.random.Generator) -> np.ndarray:
         mixed = places[rng.permutation(len(places))]
         return mixed[np.sort(np.unique(mixed[:, 0], return_index=True)[1])]  # the first place of every user
-    return _rows(source, name, SFT["preference"], places, slots, note=_FROM_TEMPLATES.format("preferences") if given is None else "", draw=draw)
+
+    return _rows(
+        source, name, SFT["preference"], places, slots, note=_FROM_TEMPLATES.format("preferences") if given is None else "", draw=draw
+    )
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #a0e8fc66
 def _search(source: _Source) -> Task:
@@ -256,15 +387,21 @@ def _search(source: _Source) -> Task:
     data, prompts = source.data, _prompts(source, SFT["search"])
     _check_room("search", source, prompts)
     queries, texts = data.rows("train"), data.queries["query"].tolist()
-    if not len(queries): raise GTIError(f"search: no training queries in {data.name}; its parts: {data.queries.split.value_counts().to_dict()}")
+    if not len(queries):
+        raise GTIError(f"search: no training queries in {data.name}; its parts: {data.queries.split.value_counts().to_dict()}")
     shares = {q: np.cumsum(data.grades[q]) / data.grades[q].sum() for q in queries.tolist()}
+
     def epoch(rng: np.random.Generator) -> np.ndarray:
         drawn, at = queries[rng.permutation(len(queries))], rng.random(len(queries))
-        items = [data.relevant[q][min(int(np.searchsorted(shares[q], x, side="right")), len(shares[q]) - 1)] for q, x in zip(drawn.tolist(), at)]
+        items = [
+            data.relevant[q][min(int(np.searchsorted(shares[q], x, side="right")), len(shares[q]) - 1)] for q, x in zip(drawn.tolist(), at)
+        ]
         return np.column_stack([drawn, items, rng.integers(len(prompts), size=len(drawn))])
+
     def build(key: np.ndarray) -> Example:
         query, item, wording = key.tolist()
         return _example("search", *fill(prompts[wording], query=source.words(texts[query]), sid=source.sid(item)))
+
     return Task("search", epoch, build)
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #3974a575
@@ -279,54 +416,78 @@ TASKS = {
     "item_search_from_templates": lambda source: _item_search(source, "item_search_from_templates"),
     "preference": lambda source: _preference(source, "preference"),
     "preference_from_templates": lambda source: _preference(source, "preference_from_templates"),
-    "search": _search}
+    "search": _search,
+}
 ALIGNMENT = ("item2index", "index2item")  # tasks that say what the codes mean
 MIXES = {
     "paper": ("retrieval_rows",),
     "lcrec": ("retrieval_rows", "item2index", "index2item", "fusion_sid_to_title", "fusion_title_to_sid", "item_search", "preference"),
-    "demo": ("retrieval",)}
+    "demo": ("retrieval",),
+}
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #c3fbc534
 def _names(tasks: str | Sequence[str], intentions: Mapping | None, preferences: Mapping | None) -> list[str]:
     "Names of tasks; those that lack texts become the ones from templates, when a mix asks for them."
     if isinstance(tasks, str) and tasks in MIXES:
-        return [f"{n}_from_templates" if (n, None) in (("item_search", intentions), ("preference", preferences)) else n for n in MIXES[tasks]]
+        return [
+            f"{n}_from_templates" if (n, None) in (("item_search", intentions), ("preference", preferences)) else n for n in MIXES[tasks]
+        ]
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    if not names: raise GTIError(f"tasks: none given; allowed: {', '.join(TASKS)}, or a mix: {', '.join(MIXES)}")
-    for name in names: check_choice("task", name, [*TASKS, *MIXES] if isinstance(tasks, str) else TASKS)
-    if len(set(names)) < len(names): raise GTIError(f"tasks: got {', '.join(names)}; each of them only once")
+    if not names:
+        raise GTIError(f"tasks: none given; allowed: {', '.join(TASKS)}, or a mix: {', '.join(MIXES)}")
+    for name in names:
+        check_choice("task", name, [*TASKS, *MIXES] if isinstance(tasks, str) else TASKS)
+    if len(set(names)) < len(names):
+        raise GTIError(f"tasks: got {', '.join(names)}; each of them only once")
     for name, texts, word in (("item_search", intentions, "intentions"), ("preference", preferences, "preferences")):
-        if name in names and texts is None: raise GTIError(f"{name}: needs texts, {word}={{row number: [text, ...]}}; without any, take {name}_from_templates")
-        if f"{name}_from_templates" in names and texts is not None: raise GTIError(f"{name}_from_templates: got {word} all the same; take {name}, or leave {word} out")
+        if name in names and texts is None:
+            raise GTIError(f"{name}: needs texts, {word}={{row number: [text, ...]}}; without any, take {name}_from_templates")
+        if f"{name}_from_templates" in names and texts is not None:
+            raise GTIError(f"{name}_from_templates: got {word} all the same; take {name}, or leave {word} out")
     return names
+
 
 def _check_data(names: list[str], extended: ExtendedModel, data: RecDataset | QueryDataset | None, split: Split | None) -> None:
     "Refuse data that do not belong together, or that a task lacks."
-    if extended.sids is None: raise GTIError("extended: has plain new words, not the semantic IDs of items; extend it with SemanticIds")
+    if extended.sids is None:
+        raise GTIError("extended: has plain new words, not the semantic IDs of items; extend it with SemanticIds")
     n_items, worded = extended.sids.n_items, [n for n in names if n not in ("retrieval", "retrieval_rows")]
-    if data is None and worded: raise GTIError(f"{worded[0]}: needs texts; pass data, a {'QueryDataset' if worded[0] == 'search' else 'RecDataset'}")
-    if data is not None and data.n_items != n_items: raise GTIError(f"extended: its semantic IDs are of {n_items} items, the data set has {data.n_items}; tokenize this data set")
-    if "search" in names and not isinstance(data, QueryDataset): raise GTIError(f"search: needs queries, got {type(data).__name__}; load the data with load_queries")
+    if data is None and worded:
+        raise GTIError(f"{worded[0]}: needs texts; pass data, a {'QueryDataset' if worded[0] == 'search' else 'RecDataset'}")
+    if data is not None and data.n_items != n_items:
+        raise GTIError(f"extended: its semantic IDs are of {n_items} items, the data set has {data.n_items}; tokenize this data set")
+    if "search" in names and not isinstance(data, QueryDataset):
+        raise GTIError(f"search: needs queries, got {type(data).__name__}; load the data with load_queries")
     need = [n for n in names if n not in ("search", *ALIGNMENT)]
-    if isinstance(data, QueryDataset): data.check()
+    if isinstance(data, QueryDataset):
+        data.check()
     if split is None:
-        if need: raise GTIError(f"{need[0]}: needs histories; pass split=dataset.leave_one_out() of a RecDataset")
+        if need:
+            raise GTIError(f"{need[0]}: needs histories; pass split=dataset.leave_one_out() of a RecDataset")
         return
-    if split.n_items != n_items: raise GTIError(f"split: made of {split.n_items} items, the semantic IDs of {n_items}; split the data set that was tokenized")
-    if need and not any(len(s) for s in split.train): raise GTIError("split: no training sequences; every user needs at least 3 interactions")
+    if split.n_items != n_items:
+        raise GTIError(f"split: made of {split.n_items} items, the semantic IDs of {n_items}; split the data set that was tokenized")
+    if need and not any(len(s) for s in split.train):
+        raise GTIError("split: no training sequences; every user needs at least 3 interactions")
     split.check()
     twice = [] if split.repeats else [u for u, s in enumerate(split.train) if len(np.unique(s)) < len(s)]
-    if twice: raise GTIError(f"split: {len(twice)} users (first index: {twice[0]}) have an item twice in training, so it would stand in its own history; load the data with repeats='first', or with repeats='all' if that is meant")
+    if twice:
+        raise GTIError(
+            f"split: {len(twice)} users (first index: {twice[0]}) have an item twice in training, so it would stand in its own history; load the data with repeats='first', or with repeats='all' if that is meant"
+        )
 
 # %% ../../nbs/11_sft/00_tasks.ipynb #058e359e
 def make_tasks(
     tasks: str | Sequence[str],  # names in `TASKS`, or a mix: "paper", "lcrec" or "demo"
     extended: ExtendedModel,  # for its tokenizer, semantic IDs and number of positions; not changed
-    data: RecDataset | QueryDataset | None = None,  # the items, and for `search` the queries; None will do for `retrieval` and `retrieval_rows`, which read codes alone
+    data: RecDataset
+    | QueryDataset
+    | None = None,  # the items, and for `search` the queries; None will do for `retrieval` and `retrieval_rows`, which read codes alone
     split: Split | None = None,  # of the same items, for all tasks with histories; only its training part is read
     settings: TaskSettings = TaskSettings(),  # lengths and wordings
     intentions: Mapping[int, Sequence[str]] | None = None,  # item row -> what people say who want it, for `item_search`
-    preferences: Mapping[int, Sequence[str]] | None = None,  # user index -> what the user likes, told from training items alone, for `preference`
+    preferences: Mapping[int, Sequence[str]]
+    | None = None,  # user index -> what the user likes, told from training items alone, for `preference`
 ) -> list[Task]:
     "The tasks of a mix; refuses unknown names, missing data and examples that the model could not read."
     names = _names(tasks, intentions, preferences)

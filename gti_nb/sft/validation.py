@@ -7,7 +7,9 @@ __all__ = ['validation_loss']
 
 # %% ../../nbs/11_sft/06_validation.ipynb #8318ec1b
 from collections.abc import Callable, Sequence
+
 import torch
+
 from ..core import GTIError
 from ..model.extended import ExtendedModel
 from .loss import SFTLoss
@@ -20,10 +22,14 @@ def validation_loss(
     batch_size: int = 16,  # examples read together
 ) -> Callable[[], dict[str, float]]:
     "What `finetune` takes as `validate`: the loss of the model as it is now, nats a target; the lowest is the best."
-    if not examples: raise GTIError("examples: none; a loss needs one or more")
-    batches = [list(examples[i:i + batch_size]) for i in range(0, len(examples), batch_size)]
+    if not examples:
+        raise GTIError("examples: none; a loss needs one or more")
+    batches = [list(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
+
     def look() -> dict[str, float]:
         loss = SFTLoss(extended)
-        with torch.no_grad(): found = torch.stack([x for batch in batches for x in loss(batch)[1].values()]).sum(0)
+        with torch.no_grad():
+            found = torch.stack([x for batch in batches for x in loss(batch)[1].values()]).sum(0)
         return dict(loss=(found[0] / found[1]).item())
+
     return look

@@ -6,14 +6,16 @@
 __all__ = ['SemanticIds', 'take_rows', 'slices', 'check_vectors', 'squared_errors', 'sid_groups']
 
 # %% ../../nbs/05_sid/00_codes.ipynb #2abf1220
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_lowercase
+
 import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
 from fastcore.basics import patch
+
 from ..core import GTIError, read_json, write_atomic, write_json
 from ..core import content_hash as _content_hash
 
@@ -21,23 +23,35 @@ from ..core import content_hash as _content_hash
 @dataclass(eq=False, repr=False)
 class SemanticIds:
     "The semantic ID of every item: one code per level, and the codebook vectors the codes stand for."
+
     codes: torch.Tensor  # int64 [n_items, levels], codes[i, l] in 0..K_l - 1
-    codebooks: list[torch.Tensor] | None = None  # per level float32 [K_l, d]; d = 0 where codes have no geometry; None: only count the codes used
+    codebooks: list[torch.Tensor] | None = (
+        None  # per level float32 [K_l, d]; d = 0 where codes have no geometry; None: only count the codes used
+    )
     policy: str = "none"  # how collisions were treated, see `resolve`
     quality: dict = field(default_factory=dict)  # what the quantizer measured: "residual_energy" per level and more
 
     def __post_init__(self):
         codes = torch.as_tensor(self.codes).detach().cpu()
-        if codes.dtype.is_floating_point: raise GTIError(f"codes: got {codes.dtype} numbers, expected whole ones; codes are rows of the codebooks")
+        if codes.dtype.is_floating_point:
+            raise GTIError(f"codes: got {codes.dtype} numbers, expected whole ones; codes are rows of the codebooks")
         self.codes = codes.to(torch.int64)
-        if self.codes.ndim != 2 or 0 in self.codes.shape: raise GTIError(f"codes: got shape {tuple(self.codes.shape)}, expected [n_items, levels] with at least one of each")
-        if self.codebooks is None: self.codebooks = [torch.zeros(int(c) + 1, 0) for c in self.codes.amax(0)]
+        if self.codes.ndim != 2 or 0 in self.codes.shape:
+            raise GTIError(f"codes: got shape {tuple(self.codes.shape)}, expected [n_items, levels] with at least one of each")
+        if self.codebooks is None:
+            self.codebooks = [torch.zeros(int(c) + 1, 0) for c in self.codes.amax(0)]
         self.codebooks, levels = [torch.as_tensor(book).detach().cpu().float() for book in self.codebooks], self.codes.shape[1]
-        if len(self.codebooks) != levels: raise GTIError(f"codebooks: got {len(self.codebooks)} for {levels} levels of codes; give one [K, d] tensor per level")
-        if levels > 26: raise GTIError(f"levels: got {levels}, allowed: at most 26, one letter each")
+        if len(self.codebooks) != levels:
+            raise GTIError(f"codebooks: got {len(self.codebooks)} for {levels} levels of codes; give one [K, d] tensor per level")
+        if levels > 26:
+            raise GTIError(f"levels: got {levels}, allowed: at most 26, one letter each")
         for l, (codes, book) in enumerate(zip(self.codes.T, self.codebooks)):
-            if codes.min() < 0 or codes.max() >= len(book): raise GTIError(f"codes: level {l} has codes from {codes.min()} to {codes.max()}, allowed: 0 to {len(book) - 1}, the rows of its codebook")
-            if not torch.isfinite(book).all(): raise GTIError(f"codebooks: level {l} holds NaN or infinite values; fit the quantizer again")
+            if codes.min() < 0 or codes.max() >= len(book):
+                raise GTIError(
+                    f"codes: level {l} has codes from {codes.min()} to {codes.max()}, allowed: 0 to {len(book) - 1}, the rows of its codebook"
+                )
+            if not torch.isfinite(book).all():
+                raise GTIError(f"codebooks: level {l} holds NaN or infinite values; fit the quantizer again")
 
 # %% ../../nbs/05_sid/00_codes.ipynb #889dcc99
 @patch(as_prop=True)
@@ -45,20 +59,24 @@ def n_items(self: SemanticIds) -> int:
     "Number of items."
     return self.codes.shape[0]
 
+
 @patch(as_prop=True)
 def levels(self: SemanticIds) -> int:
     "Number of codes in the word of an item."
     return self.codes.shape[1]
+
 
 @patch(as_prop=True)
 def level_sizes(self: SemanticIds) -> list[int]:
     "Number of codes K_l that each level can use."
     return [len(book) for book in self.codebooks]
 
+
 @patch(as_prop=True)
 def n_tokens(self: SemanticIds) -> int:
     "Number of new tokens, all levels together."
     return sum(self.level_sizes)
+
 
 @patch
 def __repr__(self: SemanticIds):
@@ -71,15 +89,18 @@ def offsets(self: SemanticIds) -> list[int]:
     "Where each level starts in `token_names`."
     return np.cumsum([0, *self.level_sizes[:-1]]).tolist()
 
+
 @patch(as_prop=True)
 def token_names(self: SemanticIds) -> list[str]:
     "The name of every code, level by level; position in this list = row among the new rows."
     return [f"<{letter}_{k}>" for letter, size in zip(ascii_lowercase, self.level_sizes) for k in range(size)]
 
+
 @patch(as_prop=True)
 def token_index(self: SemanticIds) -> torch.Tensor:
     "The row among the new rows for every item and level, int64 [n_items, levels]."
     return self.codes + torch.tensor(self.offsets)
+
 
 @patch
 def tokens(
@@ -96,8 +117,9 @@ def items_of(
     code: tuple[int, ...],  # a whole code or the beginning of one; () is every item
 ) -> list[int]:  # item rows, ascending; empty when no item has it
     "The items whose semantic ID begins with `code`."
-    if len(code) > self.levels: raise GTIError(f"code: got {len(code)} codes {tuple(code)}, allowed: at most {self.levels}, one per level")
-    return (self.codes[:, :len(code)] == torch.tensor(code, dtype=torch.int64)).all(1).nonzero().flatten().tolist()
+    if len(code) > self.levels:
+        raise GTIError(f"code: got {len(code)} codes {tuple(code)}, allowed: at most {self.levels}, one per level")
+    return (self.codes[:, : len(code)] == torch.tensor(code, dtype=torch.int64)).all(1).nonzero().flatten().tolist()
 
 # %% ../../nbs/05_sid/00_codes.ipynb #cfd9e163
 @patch
@@ -107,23 +129,29 @@ def reconstruct(
 ) -> torch.Tensor:  # [n_items, d] float32
     "Add up the codebook vectors of every item's codes; a level without geometry adds nothing."
     widths = sorted({book.shape[1] for book in self.codebooks} - {0})
-    if not widths: raise GTIError("codebooks: no level has vectors, so there is nothing to reconstruct; fit a quantizer")
-    if len(widths) > 1: raise GTIError(f"codebooks: their vectors have {widths} numbers, so they cannot be added up; levels must lie in one space")
+    if not widths:
+        raise GTIError("codebooks: no level has vectors, so there is nothing to reconstruct; fit a quantizer")
+    if len(widths) > 1:
+        raise GTIError(f"codebooks: their vectors have {widths} numbers, so they cannot be added up; levels must lie in one space")
     out = torch.zeros(self.n_items, widths[0])
     for codes, book in list(zip(self.codes.T, self.codebooks))[:levels]:
-        if book.shape[1]: out += book[codes]
+        if book.shape[1]:
+            out += book[codes]
     return out
 
 # %% ../../nbs/05_sid/00_codes.ipynb #59b0d567
 _ROWS = 16_384  # rows of vectors in memory at a time
+
 
 def take_rows(
     vectors: torch.Tensor | np.ndarray,  # [n, d]; a tensor, an array or a memory-mapped file
     rows: slice | np.ndarray,  # which ones
 ) -> torch.Tensor:  # float64 [rows, d] on the CPU
     "Copy some rows into memory."
-    if isinstance(vectors, torch.Tensor): return vectors[rows].detach().cpu().double()
+    if isinstance(vectors, torch.Tensor):
+        return vectors[rows].detach().cpu().double()
     return torch.from_numpy(np.array(vectors[rows], dtype=np.float64))
+
 
 def slices(
     n: int,  # rows in all
@@ -132,6 +160,7 @@ def slices(
     "Consecutive slices that cover `n` rows."
     return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
+
 def check_vectors(
     sids: SemanticIds,  # whose codebooks the vectors have to suit
     vectors: torch.Tensor | np.ndarray,  # [n, d]
@@ -139,12 +168,18 @@ def check_vectors(
 ) -> None:
     "Refuse vectors of another shape than the codebooks', and NaN, before anything is computed."
     width, shape = max(book.shape[1] for book in sids.codebooks), tuple(getattr(vectors, "shape", ()))
-    if rows is not None and shape[:1] != (rows,): raise GTIError(f"vectors: got {shape[0] if shape else 0} rows for {rows} items; give the vectors the codes were fitted to")
+    if rows is not None and shape[:1] != (rows,):
+        raise GTIError(f"vectors: got {shape[0] if shape else 0} rows for {rows} items; give the vectors the codes were fitted to")
     if len(shape) != 2 or shape[1] != width:
-        raise GTIError(f"vectors: got shape {shape}, expected [n, {width}] as in the codebooks; give vectors of the kind that was quantized (of an RQ-VAE its latents)")
+        raise GTIError(
+            f"vectors: got shape {shape}, expected [n, {width}] as in the codebooks; give vectors of the kind that was quantized (of an RQ-VAE its latents)"
+        )
     for part in slices(len(vectors)):
         bad = (~torch.isfinite(take_rows(vectors, part)).all(1)).nonzero()
-        if len(bad): raise GTIError(f"vectors: row {part.start + bad[0].item()} holds NaN or infinite values; look at that item's text and encode again")
+        if len(bad):
+            raise GTIError(
+                f"vectors: row {part.start + bad[0].item()} holds NaN or infinite values; look at that item's text and encode again"
+            )
 
 # %% ../../nbs/05_sid/00_codes.ipynb #39c3a85d
 def squared_errors(
@@ -153,13 +188,16 @@ def squared_errors(
 ) -> tuple[list[float], float]:  # per level, NaN for one without geometry; and the vectors' own sum of squares
     "Sums of squared distances between the vectors and what the codes down to each level stand for."
     check_vectors(sids, vectors, sids.n_items)
-    left, total = np.zeros(sids.levels), 0.
+    left, total = np.zeros(sids.levels), 0.0
     for part in slices(sids.n_items):
-        x = take_rows(vectors, part); total += x.square().sum().item()
+        x = take_rows(vectors, part)
+        total += x.square().sum().item()
         for l, (codes, book) in enumerate(zip(sids.codes[part].T, sids.codebooks)):
-            if book.shape[1]: x -= book[codes]
+            if book.shape[1]:
+                x -= book[codes]
             left[l] += x.square().sum().item() if book.shape[1] else np.nan
     return left.tolist(), total
+
 
 @patch
 def residual_energy(
@@ -176,8 +214,10 @@ def sid_groups(
 ) -> tuple[np.ndarray, np.ndarray]:  # for every row the number of its group [n], and the sizes of the groups
     "Which rows are equal; groups are numbered in the order of their words."
     group = np.zeros(len(codes), dtype=np.int64)
-    for column in codes.numpy().T: group = np.unique(group * (column.max(initial=0) + 1) + column, return_inverse=True)[1]
+    for column in codes.numpy().T:
+        group = np.unique(group * (column.max(initial=0) + 1) + column, return_inverse=True)[1]
     return group, np.bincount(group)
+
 
 @patch
 def report(self: SemanticIds) -> pd.DataFrame:  # a row per level
@@ -186,17 +226,38 @@ def report(self: SemanticIds) -> pd.DataFrame:  # a row per level
     for l, size in enumerate(self.level_sizes):
         p = np.bincount(self.codes[:, l].numpy(), minlength=size) / self.n_items
         entropy, used = float(-(p[p > 0] * np.log(p[p > 0])).sum()), int((p > 0).sum())
-        prefixes = sid_groups(self.codes[:, :l + 1])[1]
-        rows.append(dict(level=ascii_lowercase[l], codes=size, used=used, utilization=used / size, entropy_bits=entropy / np.log(2), perplexity=np.exp(entropy),
-                         distinct=len(prefixes), largest=int(prefixes.max()), residual_energy=energy[l] if l < len(energy) else float("nan")))
+        prefixes = sid_groups(self.codes[:, : l + 1])[1]
+        rows.append(
+            dict(
+                level=ascii_lowercase[l],
+                codes=size,
+                used=used,
+                utilization=used / size,
+                entropy_bits=entropy / np.log(2),
+                perplexity=np.exp(entropy),
+                distinct=len(prefixes),
+                largest=int(prefixes.max()),
+                residual_energy=energy[l] if l < len(energy) else float("nan"),
+            )
+        )
     return pd.DataFrame(rows).set_index("level")
+
 
 @patch
 def summary(self: SemanticIds) -> dict:  # plain numbers, ready for JSON
     "The codes as a whole: size, collisions, and what the quantizer measured."
     sizes = sid_groups(self.codes)[1]
-    return dict(items=self.n_items, levels=self.levels, tokens=self.n_tokens, policy=self.policy, distinct=len(sizes), largest=int(sizes.max()),
-                collision_excess=1 - len(sizes) / self.n_items, collision_share=float(sizes[sizes > 1].sum() / self.n_items), **self.quality)
+    return dict(
+        items=self.n_items,
+        levels=self.levels,
+        tokens=self.n_tokens,
+        policy=self.policy,
+        distinct=len(sizes),
+        largest=int(sizes.max()),
+        collision_excess=1 - len(sizes) / self.n_items,
+        collision_share=float(sizes[sizes > 1].sum() / self.n_items),
+        **self.quality,
+    )
 
 # %% ../../nbs/05_sid/00_codes.ipynb #174572cc
 @patch
@@ -207,11 +268,15 @@ def assign(
     chunk: int = _ROWS,  # vectors in memory at a time
 ) -> torch.Tensor:  # codes int64 [n, levels]
     "Spell vectors with these codebooks: at each level the nearest code of what is left (greedy residual quantization); ties go to the lower code."
-    if levels is not None and not 1 <= levels <= self.levels: raise GTIError(f"levels: got {levels}, allowed: 1 to {self.levels}")
+    if levels is not None and not 1 <= levels <= self.levels:
+        raise GTIError(f"levels: got {levels}, allowed: 1 to {self.levels}")
     books = [book.double() for book in self.codebooks[:levels]]
     flat = next((l for l, book in enumerate(books) if not book.shape[1]), None)
     if flat is not None:
-        raise GTIError(f"codebooks: level {ascii_lowercase[flat]} has no vectors, so none of its codes is nearest; " + (f"use levels={flat}, or `add_items`, which counts on" if flat else "fit a quantizer"))
+        raise GTIError(
+            f"codebooks: level {ascii_lowercase[flat]} has no vectors, so none of its codes is nearest; "
+            + (f"use levels={flat}, or `add_items`, which counts on" if flat else "fit a quantizer")
+        )
     check_vectors(self, vectors)
     out = torch.empty(len(vectors), len(books), dtype=torch.int64)
     for part in slices(len(vectors), chunk):
@@ -230,7 +295,9 @@ def resolve(
 ) -> SemanticIds:  # a new object with the same codes on all levels there were, but for the last
     "Give colliding items words of their own; `quality` tells how many moved and how far."
     from gti_nb.sid.collisions import resolve  # policies build on this module
+
     return resolve(self, policy, vectors)
+
 
 @patch
 def add_items(
@@ -239,6 +306,7 @@ def add_items(
 ) -> SemanticIds:  # with m more items at the end; the old ones keep their words
     "Give words to items that came after the fit, by the collision policy these codes have."
     from gti_nb.sid.collisions import add_items  # policies build on this module
+
     return add_items(self, vectors)
 
 # %% ../../nbs/05_sid/00_codes.ipynb #a6cdb7af
@@ -246,6 +314,7 @@ def add_items(
 def content_hash(self: SemanticIds) -> str:
     "Equal codes, codebooks and policy give equal hashes."
     return _content_hash(self.codes, list(self.codebooks), self.policy)
+
 
 @patch
 def save(
@@ -256,7 +325,10 @@ def save(
     path = Path(path)
     tensors = {"codes": self.codes, **{f"codebook_{l}": b for l, b in enumerate(self.codebooks)}}
     write_atomic(path / "sids.safetensors", safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()}))
-    write_json(path / "sids.json", dict(schema=1, policy=self.policy, quality=self.quality, content_hash=self.content_hash, token_names=self.token_names))
+    write_json(
+        path / "sids.json",
+        dict(schema=1, policy=self.policy, quality=self.quality, content_hash=self.content_hash, token_names=self.token_names),
+    )
     return path
 
 # %% ../../nbs/05_sid/00_codes.ipynb #c25aaad1
@@ -266,11 +338,16 @@ def load(
     path: str | Path,  # folder written by `save`
 ) -> SemanticIds:
     "Read what `save` wrote; damaged or foreign files are a `GTIError`."
-    path = Path(path); meta = read_json(path / "sids.json")
-    if meta.get("schema") != 1: raise GTIError(f"{path / 'sids.json'}: schema {meta.get('schema')!r}, this version reads 1; tokenize again or update gti-nb")
-    try: tensors = safetensors.torch.load((path / "sids.safetensors").read_bytes())
-    except Exception as e: raise GTIError(f"{path / 'sids.safetensors'}: cannot be read ({e}); tokenize again") from e
+    path = Path(path)
+    meta = read_json(path / "sids.json")
+    if meta.get("schema") != 1:
+        raise GTIError(f"{path / 'sids.json'}: schema {meta.get('schema')!r}, this version reads 1; tokenize again or update gti-nb")
+    try:
+        tensors = safetensors.torch.load((path / "sids.safetensors").read_bytes())
+    except Exception as e:
+        raise GTIError(f"{path / 'sids.safetensors'}: cannot be read ({e}); tokenize again") from e
     quality = {k: [float("nan") if v is None else v for v in vs] if isinstance(vs, list) else vs for k, vs in meta["quality"].items()}
     sids = cls(tensors["codes"], [tensors[f"codebook_{l}"] for l in range(len(tensors) - 1)], meta["policy"], quality)
-    if sids.content_hash != meta["content_hash"]: raise GTIError(f"{path}: sids.safetensors and sids.json do not belong together or are damaged; tokenize again")
+    if sids.content_hash != meta["content_hash"]:
+        raise GTIError(f"{path}: sids.safetensors and sids.json do not belong together or are damaged; tokenize again")
     return sids

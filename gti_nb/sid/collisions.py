@@ -8,11 +8,13 @@ __all__ = ['POLICIES', 'hungarian', 'sinkhorn_plan', 'sinkhorn', 'resolve', 'add
 # %% ../../nbs/05_sid/01_collisions.ipynb #7d9146b0
 from collections.abc import Iterator
 from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+
 from ..core import GTIError, check_choice
-from .codes import SemanticIds, check_vectors, slices, take_rows, sid_groups
+from .codes import SemanticIds, check_vectors, sid_groups, slices, take_rows
 
 # %% ../../nbs/05_sid/01_collisions.ipynb #72b9113b
 def _count(words: np.ndarray) -> np.ndarray:
@@ -22,10 +24,15 @@ def _count(words: np.ndarray) -> np.ndarray:
     out[order] = np.arange(len(words)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return out
 
+
 def _extra_level(sids: SemanticIds) -> SemanticIds:
     "Append a level without geometry that numbers the items of a word."
     extra = _count(sid_groups(sids.codes)[0])
-    return replace(sids, codes=torch.cat([sids.codes, torch.from_numpy(extra)[:, None]], 1), codebooks=[*sids.codebooks, torch.zeros(int(extra.max()) + 1, 0)])
+    return replace(
+        sids,
+        codes=torch.cat([sids.codes, torch.from_numpy(extra)[:, None]], 1),
+        codebooks=[*sids.codebooks, torch.zeros(int(extra.max()) + 1, 0)],
+    )
 
 # %% ../../nbs/05_sid/01_collisions.ipynb #ef532abc
 def _left_over(
@@ -36,25 +43,32 @@ def _left_over(
 ) -> torch.Tensor:  # float64 [items, d]
     "What the levels before the last one leave of some items."
     codes, left = sids.codes if codes is None else codes, take_rows(vectors, items)
-    for column, book in list(zip(codes[items].T, sids.codebooks))[:-1]: left -= book[column] if book.shape[1] else 0
+    for column, book in list(zip(codes[items].T, sids.codebooks))[:-1]:
+        left -= book[column] if book.shape[1] else 0
     return left
+
 
 def _last_distances(sids: SemanticIds, left: torch.Tensor) -> np.ndarray:
     "Squared distances of what is left to every code of the last level [n, K]."
     last = sids.codebooks[-1].double()
     return torch.addmm(left.square().sum(1, keepdim=True) + last.square().sum(1), left, last.T, alpha=-2).clamp(min=0).numpy()
 
-def _sorted_distances(sids: SemanticIds, vectors: torch.Tensor, items: np.ndarray, codes: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+
+def _sorted_distances(
+    sids: SemanticIds, vectors: torch.Tensor, items: np.ndarray, codes: torch.Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     "Items in the order of their content (equal ones as they come), and their distances to every last code."
     left = _left_over(sids, vectors, items, codes)
     order = sorted(range(len(left)), key=[row.tobytes() for row in left.numpy()].__getitem__)
     return items[order], _last_distances(sids, left[order])
 
+
 def _members(groups: np.ndarray, wanted: np.ndarray) -> Iterator[np.ndarray]:
     "The rows of every wanted group, ascending."
     order, sizes = np.argsort(groups, kind="stable"), np.bincount(groups)
     ends = np.cumsum(sizes)
-    for group in wanted: yield order[ends[group] - sizes[group]:ends[group]]
+    for group in wanted:
+        yield order[ends[group] - sizes[group] : ends[group]]
 
 # %% ../../nbs/05_sid/01_collisions.ipynb #c5e725c1
 def _match(
@@ -63,6 +77,7 @@ def _match(
 ) -> tuple[np.ndarray, np.ndarray]:  # rows that get a code, and columns they get
     "Match as many items and codes as possible at the least total increase."
     return linear_sum_assignment(distances - own[:, None])
+
 
 def hungarian(
     sids: SemanticIds,  # codes as a quantizer returned them
@@ -79,7 +94,7 @@ def hungarian(
 # %% ../../nbs/05_sid/01_collisions.ipynb #b3c5bb07
 def sinkhorn_plan(
     distances: torch.Tensor,  # items to codes [..., B, K]; each matrix is a problem of its own
-    epsilon: float = .003,  # entropy, relative to half the range of the distances
+    epsilon: float = 0.003,  # entropy, relative to half the range of the distances
     iterations: int = 50,  # of scaling columns and rows
 ) -> torch.Tensor:  # float64 [..., B, K], rows and columns of equal sums; 1 in all
     "Balanced transport of B items to K codes by Sinkhorn-Knopp (Cuturi 2013)."
@@ -93,35 +108,41 @@ def sinkhorn_plan(
         by_code = 1 / (codes * (plan * by_item).sum(-2, keepdim=True)).clamp(min=1e-300)
     return by_item * plan * by_code
 
+
 def _choose(plan: np.ndarray, distances: np.ndarray, others: np.ndarray) -> np.ndarray:
     "The nearest of the codes that get most of an item's mass; one that another item has only if all are taken."
     cost = distances + others * (distances.max() + 1)
-    return np.where(plan >= .99 * plan.max(-1, keepdims=True), cost, np.inf).argmin(-1)
+    return np.where(plan >= 0.99 * plan.max(-1, keepdims=True), cost, np.inf).argmin(-1)
+
 
 _ENTRIES = 2**20  # of distance matrices in memory at a time
+
 
 def sinkhorn(
     sids: SemanticIds,  # codes as a quantizer returned them
     vectors: torch.Tensor,  # the vectors they were fitted to [n_items, d]
     rounds: int = 20,  # at most
-    epsilon: float = .003,  # see `sinkhorn_plan`
+    epsilon: float = 0.003,  # see `sinkhorn_plan`
     iterations: int = 50,  # see `sinkhorn_plan`
 ) -> torch.Tensor:  # codes int64 [n_items, levels]
     "Repair rounds: items that share a word get last codes by balanced transport (LC-Rec, arXiv 2311.09049; its epsilon, iterations and rounds are the defaults)."
     codes, n_last = sids.codes.clone(), sids.level_sizes[-1]
     for _ in range(rounds):
         (words, sizes), prefixes, before = sid_groups(codes), sid_groups(codes[:, :-1])[0], codes[:, -1].clone()
-        taken = np.zeros((prefixes.max() + 1, n_last), dtype=bool); taken[prefixes, before] = True
+        taken = np.zeros((prefixes.max() + 1, n_last), dtype=bool)
+        taken[prefixes, before] = True
         for size in np.unique(sizes[sizes > 1]).tolist():  # groups of one size are worked on together
             rows = np.flatnonzero(sizes[words] == size)
             groups = rows[np.argsort(words[rows], kind="stable")].reshape(-1, size)
             for part in slices(len(groups), max(1, _ENTRIES // (size * n_last))):
                 items, first = groups[part], groups[part][:, 0]
                 distances = _last_distances(sids, _left_over(sids, vectors, items.ravel())).reshape(-1, size, n_last)
-                others = taken[prefixes[first]]; others[range(len(items)), before[first]] = False
+                others = taken[prefixes[first]]
+                others[range(len(items)), before[first]] = False
                 plan = sinkhorn_plan(torch.from_numpy(distances), epsilon, iterations).numpy()
                 codes[items, -1] = torch.from_numpy(_choose(plan, distances, others[:, None]))
-        if torch.equal(before, codes[:, -1]): break
+        if torch.equal(before, codes[:, -1]):
+            break
     return codes
 
 # %% ../../nbs/05_sid/01_collisions.ipynb #c2f530b9
@@ -135,10 +156,12 @@ def _increases(sids: SemanticIds, before: torch.Tensor, after: torch.Tensor, vec
         out[part] = new - old
     return out
 
+
 def _shared(codes: torch.Tensor) -> int:
     "Number of items that have not a word of their own."
     sizes = sid_groups(codes)[1]
     return int(sizes[sizes > 1].sum())
+
 
 def _reassigned(sids: SemanticIds, codes: torch.Tensor, vectors: torch.Tensor) -> SemanticIds:
     "The codes in place of the old ones, and what that cost."
@@ -146,15 +169,31 @@ def _reassigned(sids: SemanticIds, codes: torch.Tensor, vectors: torch.Tensor) -
     grown, changed = _increases(sids, sids.codes, codes, vectors, moved), replace(sids, codes=codes)
     energy, before = changed.residual_energy(vectors), sids.residual_energy(vectors)
     overfull = np.bincount(sid_groups(codes[:, :-1])[0]) > sids.level_sizes[-1]
-    return replace(changed, quality={**sids.quality, "residual_energy": energy, **_moves(len(moved), sids.n_items, grown), "extra_energy": energy[-1] - before[-1],
-                                     "unresolved": _shared(codes), "overfull_prefixes": int(overfull.sum())})
+    return replace(
+        changed,
+        quality={
+            **sids.quality,
+            "residual_energy": energy,
+            **_moves(len(moved), sids.n_items, grown),
+            "extra_energy": energy[-1] - before[-1],
+            "unresolved": _shared(codes),
+            "overfull_prefixes": int(overfull.sum()),
+        },
+    )
+
 
 def _moves(moved: int, n: int, increases: np.ndarray) -> dict:
     "How many items moved and how far, for `quality`."
-    return dict(moved=moved, moved_share=moved / n, moved_mean=float(increases.mean()) if moved else 0., moved_max=float(increases.max()) if moved else 0.)
+    return dict(
+        moved=moved,
+        moved_share=moved / n,
+        moved_mean=float(increases.mean()) if moved else 0.0,
+        moved_max=float(increases.max()) if moved else 0.0,
+    )
 
 # %% ../../nbs/05_sid/01_collisions.ipynb #1be3ff82
 POLICIES = ("none", "extra_level", "sinkhorn", "hungarian")  # what `resolve` takes
+
 
 def resolve(
     sids: SemanticIds,  # codes as a quantizer returned them
@@ -163,13 +202,19 @@ def resolve(
 ) -> SemanticIds:  # a new object; where nothing collides, the same codes
     "Give colliding items words of their own, see `SemanticIds.resolve`."
     check_choice("policy", policy, POLICIES)
-    if sids.policy != "none": raise GTIError(f"policy: these codes were resolved by {sids.policy!r} before; start from the codes the quantizer returned")
-    if policy == "none": return replace(sids, policy=policy)
+    if sids.policy != "none":
+        raise GTIError(f"policy: these codes were resolved by {sids.policy!r} before; start from the codes the quantizer returned")
+    if policy == "none":
+        return replace(sids, policy=policy)
     if not _shared(sids.codes) or policy == "extra_level":
         longer = _extra_level(sids) if _shared(sids.codes) else sids
-        return replace(longer, policy=policy, quality={**sids.quality, **_moves(0, sids.n_items, np.zeros(0)), "extra_energy": 0., "unresolved": 0})
-    if vectors is None: raise GTIError(f"vectors: the policy {policy!r} compares distances; pass the vectors the codes were fitted to")
-    if not sids.codebooks[-1].shape[1]: raise GTIError(f"policy: {policy!r} needs a last level with vectors; use 'extra_level'")
+        return replace(
+            longer, policy=policy, quality={**sids.quality, **_moves(0, sids.n_items, np.zeros(0)), "extra_energy": 0.0, "unresolved": 0}
+        )
+    if vectors is None:
+        raise GTIError(f"vectors: the policy {policy!r} compares distances; pass the vectors the codes were fitted to")
+    if not sids.codebooks[-1].shape[1]:
+        raise GTIError(f"policy: {policy!r} needs a last level with vectors; use 'extra_level'")
     check_vectors(sids, vectors, sids.n_items)
     return replace(_reassigned(sids, {"sinkhorn": sinkhorn, "hungarian": hungarian}[policy](sids, vectors), vectors), policy=policy)
 
@@ -185,6 +230,7 @@ def _place(sids: SemanticIds, new: torch.Tensor, vectors: torch.Tensor) -> torch
         got, found = _match(distances[:, free], distances[range(len(items)), new[items, -1]])
         codes[n + items[got], -1] = torch.from_numpy(free[found])
     return codes[n:]
+
 
 def _count_on(sids: SemanticIds, new: torch.Tensor) -> SemanticIds:
     "Number new items after the old ones of their word, in row order."
@@ -204,7 +250,8 @@ def add_items(
     "Give words to new items, see `SemanticIds.add_items`; `quality` counts them as `added`, and as `added_moved` those that could not have their nearest word."
     counts = sids.levels > 1 and not sids.codebooks[-1].shape[1]
     new = sids.assign(vectors, sids.levels - counts)
-    if counts: longer, moved, grown = _count_on(sids, new), 0, np.zeros(0)
+    if counts:
+        longer, moved, grown = _count_on(sids, new), 0, np.zeros(0)
     else:
         placed = new if sids.policy == "none" else _place(sids, new, vectors)
         longer = replace(sids, codes=torch.cat([sids.codes, placed]))
@@ -212,10 +259,17 @@ def add_items(
         moved, grown = len(rows), _increases(sids, new, placed, vectors, rows)
     return _added(sids, longer, moved, grown)
 
+
 def _added(sids: SemanticIds, longer: SemanticIds, moved: int, increases: np.ndarray) -> SemanticIds:
     "Write into `quality` what adding items did, over all calls so far."
     old = sids.quality
-    quality = {**old, "added": old.get("added", 0) + longer.n_items - sids.n_items, "added_moved": old.get("added_moved", 0) + moved,
-               "added_moved_max": max(old.get("added_moved_max", 0.), float(increases.max(initial=0))), "added_tokens": old.get("added_tokens", 0) + longer.n_tokens - sids.n_tokens}
-    if sids.policy != "none": quality["unresolved"] = _shared(longer.codes)
+    quality = {
+        **old,
+        "added": old.get("added", 0) + longer.n_items - sids.n_items,
+        "added_moved": old.get("added_moved", 0) + moved,
+        "added_moved_max": max(old.get("added_moved_max", 0.0), float(increases.max(initial=0))),
+        "added_tokens": old.get("added_tokens", 0) + longer.n_tokens - sids.n_tokens,
+    }
+    if sids.policy != "none":
+        quality["unresolved"] = _shared(longer.codes)
     return replace(longer, quality=quality)

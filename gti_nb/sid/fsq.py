@@ -7,7 +7,9 @@ __all__ = ['ResidualFSQ']
 
 # %% ../../nbs/05_sid/05_fsq.ipynb #9e1a66cd
 from dataclasses import dataclass
+
 import torch
+
 from ..core import GTIError, pick_device
 from ..core import progress as bar
 from .codes import SemanticIds
@@ -19,8 +21,11 @@ def _prime_factors(number: int) -> tuple[int, ...]:
     "Prime factors, largest first; of 1 it is (1,)."
     factors, prime = [], 2
     while number > 1:
-        if number % prime: prime += 1
-        else: factors.append(prime); number //= prime
+        if number % prime:
+            prime += 1
+        else:
+            factors.append(prime)
+            number //= prime
     return tuple(factors[::-1]) or (1,)
 
 # %% ../../nbs/05_sid/05_fsq.ipynb #95629b80
@@ -30,8 +35,8 @@ def _spacing(
 ) -> float:
     "The distance between marks that leaves the least squared error."
     reach, offset = values.abs().max(), (marks - 1) / 2
-    best = (torch.inf, 0.)
-    for step in (reach / offset * torch.linspace(.01, 1, 100, device=values.device)).tolist():
+    best = (torch.inf, 0.0)
+    for step in (reach / offset * torch.linspace(0.01, 1, 100, device=values.device)).tolist():
         rounded = ((values / step + offset).round().clamp(0, marks - 1) - offset) * step
         best = min(best, ((values - rounded).square().mean().item(), step))
     return best[1]
@@ -42,17 +47,23 @@ def _grid(
     marks: tuple[int, ...],  # per axis
 ) -> torch.Tensor:  # codebook [product of marks, d]
     "All combinations of marks on the principal axes of the residuals."
-    mean = x.mean(0); x = x - mean
+    mean = x.mean(0)
+    x = x - mean
     variances, axes = _principal_axes(x)
-    wide = int((variances[:len(marks)] > 1e-12 * max(x.square().max().item(), 1e-30)).sum())
-    rulers = [(torch.arange(m, device=x.device) - (m - 1) / 2) * _spacing(x @ axes[:, j], m) if m > 1 else torch.zeros(1, device=x.device) for j, m in enumerate(marks[:wide])]
-    if not rulers: return mean[None]
+    wide = int((variances[: len(marks)] > 1e-12 * max(x.square().max().item(), 1e-30)).sum())
+    rulers = [
+        (torch.arange(m, device=x.device) - (m - 1) / 2) * _spacing(x @ axes[:, j], m) if m > 1 else torch.zeros(1, device=x.device)
+        for j, m in enumerate(marks[:wide])
+    ]
+    if not rulers:
+        return mean[None]
     return mean + torch.cartesian_prod(*rulers).view(-1, len(rulers)) @ axes[:, :wide].T
 
 # %% ../../nbs/05_sid/05_fsq.ipynb #e5278e8d
 @dataclass
 class ResidualFSQ:
     "Residual finite scalar quantization: `ResidualFSQ(levels, codes).fit(vectors)` gives `SemanticIds`."
+
     levels: int = 3  # codes per item
     codes: int = 64  # codes per level
     marks: tuple[int, ...] | None = None  # per axis, widest axis first; their product is `codes`; None takes the prime factors of `codes`
@@ -63,19 +74,28 @@ class ResidualFSQ:
         _check_settings(self, "sample")
         marks = _prime_factors(self.codes) if self.marks is None else tuple(self.marks)
         whole = all(isinstance(m, int) and m > 0 for m in marks)
-        if not whole or torch.tensor(marks).prod() != self.codes: raise GTIError(f"marks: got {self.marks!r}, allowed: whole numbers whose product is codes, {self.codes}, such as {_prime_factors(self.codes)}")
+        if not whole or torch.tensor(marks).prod() != self.codes:
+            raise GTIError(
+                f"marks: got {self.marks!r}, allowed: whole numbers whose product is codes, {self.codes}, such as {_prime_factors(self.codes)}"
+            )
 
     @torch.no_grad()
     def fit(
         self,
         vectors: torch.Tensor,  # item vectors [n_items, d], any float type; a tensor, an array or a memory-mapped file
         progress: bool = False,  # show bars with the remaining time
-    ) -> SemanticIds:  # codes, codebooks, and in `quality` "residual_energy" and "reduced" codes per level, and how many vectors were "sampled"
+    ) -> (
+        SemanticIds
+    ):  # codes, codebooks, and in `quality` "residual_energy" and "reduced" codes per level, and how many vectors were "sampled"
         "Quantize level by level (Mentzer et al. 2024, arXiv 2309.15505, on principal axes)."
         marks = _prime_factors(self.codes) if self.marks is None else tuple(self.marks)
         with _one_thread():
-            rows = _Rows(vectors, 1); sampled, books = min(rows.n, self.codes * self.sample), []
-            if len(marks) > rows.vectors.shape[1]: raise GTIError(f"marks: got {marks} for vectors of {rows.vectors.shape[1]} numbers; use as many axes at most, or fewer codes")
+            rows = _Rows(vectors, 1)
+            sampled, books = min(rows.n, self.codes * self.sample), []
+            if len(marks) > rows.vectors.shape[1]:
+                raise GTIError(
+                    f"marks: got {marks} for vectors of {rows.vectors.shape[1]} numbers; use as many axes at most, or fewer codes"
+                )
             x = rows.read(rows.order[:sampled]).to(pick_device(self.device))
             for _ in bar(range(self.levels), desc="quantizing", enabled=progress):
                 books.append(_grid(x, marks))

@@ -6,12 +6,15 @@
 __all__ = ['import_sids', 'export_sids', 'random_sids']
 
 # %% ../../nbs/05_sid/02_imported.ipynb #0595c019
-import json, re
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_lowercase
+
 import torch
+
 from ..core import GTIError, read_json, write_json
 from ..data.dataset import RecDataset
 from .codes import SemanticIds
@@ -19,26 +22,36 @@ from .codes import SemanticIds
 # %% ../../nbs/05_sid/02_imported.ipynb #3155e934
 _TOKEN = re.compile(r"<([a-z])_(0|[1-9]\d{0,4})>")
 
+
 def _read_index(path: str | Path) -> dict:
     "The object in an index file; the same item twice is an error, where JSON would keep the last."
     index, seen = read_json(path), set()
-    if not isinstance(index, dict): raise GTIError(f"{path}: holds a {type(index).__name__}, expected an object of item id -> token names")
+    if not isinstance(index, dict):
+        raise GTIError(f"{path}: holds a {type(index).__name__}, expected an object of item id -> token names")
     for item, _ in json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=list):
-        if item in seen: raise GTIError(f"{path}: item {item!r} is in it twice; keep one of the two")
+        if item in seen:
+            raise GTIError(f"{path}: item {item!r} is in it twice; keep one of the two")
         seen.add(item)
     return index
+
 
 def _some(items: Sequence) -> str:
     "A few items by name, and how many more."
     return ", ".join(repr(i) for i in items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
+
 def _word(item: str, tokens: object, levels: int, source: str) -> list[int]:
     "The codes in an item's token names."
-    if not isinstance(tokens, (list, tuple)) or not tokens: raise GTIError(f"{source}: item {item!r} has {tokens!r}, expected a list of token names like ['<a_12>', '<b_3>']")
-    if len(tokens) != levels: raise GTIError(f"{source}: item {item!r} has {len(tokens)} tokens, the items before it {levels}; all words need the same length")
+    if not isinstance(tokens, (list, tuple)) or not tokens:
+        raise GTIError(f"{source}: item {item!r} has {tokens!r}, expected a list of token names like ['<a_12>', '<b_3>']")
+    if len(tokens) != levels:
+        raise GTIError(f"{source}: item {item!r} has {len(tokens)} tokens, the items before it {levels}; all words need the same length")
     found = [_TOKEN.fullmatch(t) if isinstance(t, str) else None for t in tokens]
     for letter, token, match in zip(ascii_lowercase, tokens, found):
-        if not match or match[1] != letter: raise GTIError(f"{source}: item {item!r} has the token {token!r}, expected one like '<{letter}_12>'; level by level the letters are a, b, c, …")
+        if not match or match[1] != letter:
+            raise GTIError(
+                f"{source}: item {item!r} has the token {token!r}, expected one like '<{letter}_12>'; level by level the letters are a, b, c, …"
+            )
     return [int(match[2]) for match in found]
 
 # %% ../../nbs/05_sid/02_imported.ipynb #0e42df72
@@ -53,22 +66,33 @@ def import_sids(
     index = index if isinstance(index, Mapping) else _read_index(index)
     ids = _item_ids(items)
     missing, extra = [i for i in ids if i not in index], [] if subset else sorted(index.keys() - set(ids))
-    if missing: raise GTIError(f"{source}: has no word for {len(missing)} of {len(ids)} items: {_some(missing)}; item ids have to be those of the data set")
-    if extra: raise GTIError(f"{source}: {len(extra)} of its items are not in the data set: {_some(extra)}; pass subset=True to leave them out")
+    if missing:
+        raise GTIError(
+            f"{source}: has no word for {len(missing)} of {len(ids)} items: {_some(missing)}; item ids have to be those of the data set"
+        )
+    if extra:
+        raise GTIError(f"{source}: {len(extra)} of its items are not in the data set: {_some(extra)}; pass subset=True to leave them out")
     levels = len(index[ids[0]]) if isinstance(index[ids[0]], (list, tuple)) else 0
-    if levels > 26: raise GTIError(f"{source}: item {ids[0]!r} has {levels} tokens, allowed: at most 26, one letter each")
+    if levels > 26:
+        raise GTIError(f"{source}: item {ids[0]!r} has {levels} tokens, allowed: at most 26, one letter each")
     words = torch.tensor([_word(i, index[i], levels, source) for i in ids])
     sizes = (words.amax(0) + 1).tolist() if codes is None else [codes] * levels
     for l, size in enumerate(sizes):
-        if words[:, l].max() >= size: raise GTIError(f"codes: got {codes}, but item {ids[words[:, l].argmax()]!r} has <{ascii_lowercase[l]}_{words[:, l].max()}>, allowed: {words.max() + 1} or more")
+        if words[:, l].max() >= size:
+            raise GTIError(
+                f"codes: got {codes}, but item {ids[words[:, l].argmax()]!r} has <{ascii_lowercase[l]}_{words[:, l].max()}>, allowed: {words.max() + 1} or more"
+            )
     return SemanticIds(words, [torch.zeros(size, 0) for size in sizes], quality={"quantizer": "imported"})
+
 
 def _item_ids(items: RecDataset | Sequence[str]) -> list[str]:
     "Item ids in row order, without doubles."
     ids = items.items.item_id.tolist() if isinstance(items, RecDataset) else [str(i) for i in items]
-    if not ids: raise GTIError("items: got none; pass the data set or its item ids")
+    if not ids:
+        raise GTIError("items: got none; pass the data set or its item ids")
     double = [i for i, n in Counter(ids).items() if n > 1]
-    if double: raise GTIError(f"items: the ids {_some(double)} occur more than once; ids have to be unique")
+    if double:
+        raise GTIError(f"items: the ids {_some(double)} occur more than once; ids have to be unique")
     return ids
 
 # %% ../../nbs/05_sid/02_imported.ipynb #4fa07d6a
@@ -79,10 +103,13 @@ def export_sids(
 ) -> dict[str, list[str]]:  # item id -> token names
     "The words of all items in the form of LC-Rec's index files."
     ids = _item_ids(items)
-    if len(ids) != sids.n_items: raise GTIError(f"items: got {len(ids)} ids for {sids.n_items} words; give the items the semantic IDs were made for")
-    if path is not None and Path(path).exists(): raise GTIError(f"{path}: already exists; choose another name or remove it first")
+    if len(ids) != sids.n_items:
+        raise GTIError(f"items: got {len(ids)} ids for {sids.n_items} words; give the items the semantic IDs were made for")
+    if path is not None and Path(path).exists():
+        raise GTIError(f"{path}: already exists; choose another name or remove it first")
     index = {i: [f"<{letter}_{code}>" for letter, code in zip(ascii_lowercase, codes)] for i, codes in zip(ids, sids.codes.tolist())}
-    if path is not None: write_json(path, index)
+    if path is not None:
+        write_json(path, index)
     return index
 
 # %% ../../nbs/05_sid/02_imported.ipynb #d01997d8
@@ -94,6 +121,7 @@ def random_sids(
 ) -> SemanticIds:  # without codebook vectors, not resolved by any policy
     "A control: independent, uniformly drawn codes."
     for name, value in dict(n_items=n_items, levels=levels, codes=codes).items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1: raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
     drawn = torch.randint(codes, (n_items, levels), generator=torch.Generator().manual_seed(seed))
     return SemanticIds(drawn, [torch.zeros(codes, 0)] * levels, quality={"quantizer": "random", "seed": seed})

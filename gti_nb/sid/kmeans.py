@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 from fastcore.basics import patch
 from scipy.optimize import linear_sum_assignment
+
 from ..core import GTIError, pick_device
 from ..core import progress as bar
 from .codes import SemanticIds, slices
@@ -21,30 +23,48 @@ from .codes import SemanticIds, slices
 # %% ../../nbs/05_sid/03_kmeans.ipynb #e562c334
 class _Rows:
     "Vectors that were checked, and the order of their rows by content."
+
     def __init__(self, vectors: torch.Tensor | np.ndarray, codes: int):
-        self.vectors = vectors.detach() if isinstance(vectors, torch.Tensor) else vectors if isinstance(vectors, np.ndarray) else torch.as_tensor(vectors)
+        self.vectors = (
+            vectors.detach()
+            if isinstance(vectors, torch.Tensor)
+            else vectors
+            if isinstance(vectors, np.ndarray)
+            else torch.as_tensor(vectors)
+        )
         self.n, self.unit = len(_checked_shape(self.vectors)), 1.0
         largest = max(float(self.read(part).abs().amax()) for part in slices(self.n))
-        if not largest < math.inf: raise GTIError(self._not_finite())
-        if codes > self.n: raise GTIError(f"codes: got {codes} for {self.n} items, allowed: 1 to {self.n}; a level cannot use more codes than there are items")
+        if not largest < math.inf:
+            raise GTIError(self._not_finite())
+        if codes > self.n:
+            raise GTIError(
+                f"codes: got {codes} for {self.n} items, allowed: 1 to {self.n}; a level cannot use more codes than there are items"
+            )
         self.unit = 2.0 ** max(math.frexp(largest)[1], -126)
         keys = torch.empty(self.n, dtype=torch.int64)
-        for part in slices(self.n): keys[part] = self._hashes(self.read(part))
+        for part in slices(self.n):
+            keys[part] = self._hashes(self.read(part))
         keys, self.order = keys.sort(stable=True)
-        new = torch.ones(self.n, dtype=torch.bool); new[1:] = keys[1:] != keys[:-1]
+        new = torch.ones(self.n, dtype=torch.bool)
+        new[1:] = keys[1:] != keys[:-1]
         self.first = new.nonzero()[:, 0][new.cumsum(0) - 1]  # by place in the order: the place of the first row with the same content
-        if not new[1:].any(): raise GTIError(f"vectors: all {self.n} rows are equal, so no code can tell the items apart; check the text the vectors were made from")
+        if not new[1:].any():
+            raise GTIError(
+                f"vectors: all {self.n} rows are equal, so no code can tell the items apart; check the text the vectors were made from"
+            )
 
     def read(self, rows: slice | torch.Tensor) -> torch.Tensor:
         "Some rows as float32 on the CPU, a copy, in units of `unit`."
-        if isinstance(self.vectors, torch.Tensor): x = self.vectors[rows].to("cpu", torch.float32, copy=True)
-        else: x = torch.from_numpy(np.array(self.vectors[rows], dtype=np.float32))
+        if isinstance(self.vectors, torch.Tensor):
+            x = self.vectors[rows].to("cpu", torch.float32, copy=True)
+        else:
+            x = torch.from_numpy(np.array(self.vectors[rows], dtype=np.float32))
         return x.mul_(1 / self.unit).add_(0.0)  # no minus zero
 
     def _hashes(self, x: torch.Tensor) -> torch.Tensor:
         "64 bits per row: a random combination of the bit patterns, two numbers at a time, modulo 2^64."
         words = torch.nn.functional.pad(x, (0, x.shape[1] % 2)).view(torch.int64)
-        return (words * torch.randint(-2**63, 2**63 - 1, words.shape[1:], generator=torch.Generator().manual_seed(0))).sum(1)
+        return (words * torch.randint(-(2**63), 2**63 - 1, words.shape[1:], generator=torch.Generator().manual_seed(0))).sum(1)
 
     def _not_finite(self) -> str:
         bad = torch.cat([~torch.isfinite(self.read(part)).all(1) for part in slices(self.n)]).nonzero()[:, 0]
@@ -53,7 +73,8 @@ class _Rows:
 
 def _checked_shape(vectors: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
     "Refuse what is not a table of numbers."
-    if vectors.ndim != 2 or 0 in vectors.shape: raise GTIError(f"vectors: got shape {tuple(vectors.shape)}, expected [n_items, d] with at least one of each")
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise GTIError(f"vectors: got shape {tuple(vectors.shape)}, expected [n_items, d] with at least one of each")
     return vectors
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #92a1b566
@@ -61,11 +82,13 @@ def _squared_lengths(x: torch.Tensor) -> torch.Tensor:
     "Squared lengths of the rows [n]."
     return torch.linalg.vector_norm(x, dim=1).square_()
 
+
 def _means(x: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     "The mean of the rows of every code [k, d], 0 without rows, and how many there are [k]; in float64 on a GPU, where rows are added in no fixed order."
     sizes, exact = torch.bincount(labels, minlength=k), torch.float64 if x.device.type == "cuda" else x.dtype
     sums = torch.zeros(k, x.shape[1], dtype=exact, device=x.device).index_add_(0, labels, x.to(exact))
     return (sums / sizes.clamp(min=1)[:, None]).float(), sizes
+
 
 def _squared_distances(centres: torch.Tensor, x: torch.Tensor, norms: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     "Squared distances [k, n] by one matrix product; `norms` are the squared lengths of the n rows."
@@ -86,11 +109,14 @@ def _best_of_each(
 # %% ../../nbs/05_sid/03_kmeans.ipynb #5e9adac6
 _BLOCK = 1 << 24  # distances in memory at a time
 
-def _rows_in_block(codes: int) -> int: return max(_BLOCK // codes // codes, 1) * codes  # a multiple, so that balanced blocks add up to balanced levels
+
+def _rows_in_block(codes: int) -> int:
+    return max(_BLOCK // codes // codes, 1) * codes  # a multiple, so that balanced blocks add up to balanced levels
 
 
 class _Clusters:
     "One level in the making: centres, and the code of every row."
+
     def __init__(self, x: torch.Tensor, start: torch.Tensor, labels: torch.Tensor):
         self.x, self.norms, self.k, self.labels = x, _squared_lengths(x), len(start), labels
         self.scaled = torch.empty(self.k, min(_rows_in_block(self.k), len(x)), device=x.device)
@@ -104,12 +130,13 @@ class _Clusters:
             if len(rows) < self.k:
                 self.scaled.mul_((weight / self.weight)[:, None])
                 self.scaled[rows] = _squared_distances(self.centres[rows], self.x, self.norms).mul_(weight[rows, None])
-            else: _squared_distances(self.centres, self.x, self.norms, self.scaled).mul_(weight[:, None])
+            else:
+                _squared_distances(self.centres, self.x, self.norms, self.scaled).mul_(weight[:, None])
             yield slice(0, len(self.x)), self.scaled
         else:
             for part in slices(len(self.x), self.scaled.shape[1]):
                 x = self.x[part]
-                yield part, _squared_distances(self.centres, x, self.norms[part], self.scaled[:, :len(x)]).mul_(weight[:, None])
+                yield part, _squared_distances(self.centres, x, self.norms[part], self.scaled[:, : len(x)]).mul_(weight[:, None])
         self.weight = weight
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #7c1b3e41
@@ -125,18 +152,22 @@ def move(self: _Clusters) -> bool:
     "Move rows by Hartigan's rule; False when none gains by moving."
     sizes, gains, targets = self.sizes, [], []
     leave = (sizes + 1) / (sizes - 1).clamp(min=1)  # from the price of joining, n / (n + 1), to that of leaving, n / (n - 1)
-    for part, joining in self.blocks(sizes.clamp(min=.5) / (sizes + 1)):
+    for part, joining in self.blocks(sizes.clamp(min=0.5) / (sizes + 1)):
         mine = self.labels[None, part]
-        own = joining.gather(0, mine); staying = own * leave[mine]
+        own = joining.gather(0, mine)
+        staying = own * leave[mine]
         least, target = joining.scatter_(0, mine, staying).min(0)
         joining.scatter_(0, mine, own)
-        gains.append((staying - least)[0].masked_fill(sizes[mine[0]] == 1, 0)); targets.append(target)
+        gains.append((staying - least)[0].masked_fill(sizes[mine[0]] == 1, 0))
+        targets.append(target)
     gain, target = torch.cat(gains), torch.cat(targets)
     rows = (gain > 0).nonzero()[:, 0]
     rows = rows[_best_of_each(gain[rows], target[rows], sizes.clamp(min=1))]
     changed = torch.zeros(self.k, dtype=torch.bool, device=self.x.device)
-    changed[self.labels[rows]] = True; changed[target[rows]] = True
-    self.labels[rows] = target[rows]; self.update(changed)
+    changed[self.labels[rows]] = True
+    changed[target[rows]] = True
+    self.labels[rows] = target[rows]
+    self.update(changed)
     return len(rows) > 0
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #279456a2
@@ -147,10 +178,11 @@ def _evened(
     "Move rows from codes with too many to codes with room, the cheapest moves first."
     (k, n), labels = distances.shape, labels.clone()
     limit = torch.full((k,), n // k, device=labels.device)
-    limit[torch.bincount(labels, minlength=k).argsort(descending=True, stable=True)[:n % k]] += 1
+    limit[torch.bincount(labels, minlength=k).argsort(descending=True, stable=True)[: n % k]] += 1
     while True:
         spare = limit - torch.bincount(labels, minlength=k)
-        if not (spare < 0).any(): return labels
+        if not (spare < 0).any():
+            return labels
         rows = (spare[labels] < 0).nonzero()[:, 0]
         least, target = distances[:, rows].masked_fill((spare <= 0)[:, None], torch.inf).min(0)
         gain = distances[labels[rows], rows] - least
@@ -165,15 +197,19 @@ def _exchanged(
     rounds: int = 100,  # at most
 ) -> torch.Tensor:  # labels, with the same sizes
     "Exchange rows between pairs of codes, each code with the partner that saves most, while that saves anything."
-    k, n = distances.shape; code = torch.arange(k, device=labels.device)
+    k, n = distances.shape
+    code = torch.arange(k, device=labels.device)
     for _ in range(rounds):
         cost, sizes = distances - distances.gather(0, labels[None]), torch.bincount(labels, minlength=k)
-        move = torch.full((k, k), torch.inf, device=labels.device).scatter_reduce_(1, labels.expand(k, n), cost, "amin")  # the cheapest row [to, from]
+        move = torch.full((k, k), torch.inf, device=labels.device).scatter_reduce_(
+            1, labels.expand(k, n), cost, "amin"
+        )  # the cheapest row [to, from]
         alone = move.masked_fill(sizes[:, None] >= sizes, torch.inf)  # one row, from a larger code to a smaller one
         both = (move + move.T).fill_diagonal_(0)
         price, partner = torch.minimum(both, torch.minimum(alone, alone.T)).min(1)
         pair = (price < -1e-6 * distances.amax()) & (partner[partner] == code)
-        if not pair.any(): break
+        if not pair.any():
+            break
         gives = pair & ((both[code, partner] == price) | (alone[partner, code] == price))
         rows = gives[labels].nonzero()[:, 0]
         rows = rows[_best_of_each(-cost[partner[labels[rows]], rows], labels[rows], torch.ones_like(sizes))]
@@ -187,12 +223,16 @@ def _optimal(
     "The balanced assignment with the least sum of distances."
     (k, n), cost = distances.shape, distances.T.double().cpu().numpy()
     places, left = divmod(n, k)
-    column_code = np.concatenate([np.repeat(np.arange(k), places), np.arange(k) if left else np.arange(0)])  # places that must be taken, then one more of each code
-    idle = np.zeros((len(column_code) - n, len(column_code))); idle[:, :k * places] = 1 + cost.sum()  # takers of the places that stay empty
+    column_code = np.concatenate(
+        [np.repeat(np.arange(k), places), np.arange(k) if left else np.arange(0)]
+    )  # places that must be taken, then one more of each code
+    idle = np.zeros((len(column_code) - n, len(column_code)))
+    idle[:, : k * places] = 1 + cost.sum()  # takers of the places that stay empty
     return torch.from_numpy(column_code[linear_sum_assignment(np.concatenate([cost[:, column_code], idle]))[1][:n]]).to(distances.device)
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #9662d779
 _EXACT = 1000  # rows up to which balanced codes are assigned optimally
+
 
 def _assign(
     x: torch.Tensor,  # [n, d]
@@ -218,24 +258,30 @@ def _starts(
     rounding: float,  # rows this close are the same
 ) -> tuple[torch.Tensor, torch.Tensor]:  # rows to start from int64 [k], and which of them is nearest to every row int64 [n]
     "Rows that are far apart, drawn by squared distance."
-    norms = _squared_lengths(x); same = max(1e-6 * norms.max().item(), rounding**2)
+    norms = _squared_lengths(x)
+    same = max(1e-6 * norms.max().item(), rounding**2)
     rows, labels = torch.empty(0, dtype=torch.int64, device=x.device), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     nearest, weight = torch.full_like(norms, torch.inf), (norms > same).float()
     while len(rows) < codes and (found := int(weight.count_nonzero())):
         many = min(1 if codes <= 32 else max(len(rows), 1), codes - len(rows), found, max(_BLOCK // len(x), 1))
         new = torch.multinomial(weight.cpu(), many, generator=generator).to(x.device)
-        if many > 1: new = new[~(_squared_distances(x[new], x[new], norms[new]) <= same).tril(-1).any(1)]
+        if many > 1:
+            new = new[~(_squared_distances(x[new], x[new], norms[new]) <= same).tril(-1).any(1)]
         distance, label = _squared_distances(x[new], x, norms).min(0)
-        labels = torch.where(distance < nearest, label + len(rows), labels); nearest = torch.minimum(nearest, distance)
-        weight, rows = torch.nn.functional.threshold(nearest, same, 0.), torch.cat([rows, new])
+        labels = torch.where(distance < nearest, label + len(rows), labels)
+        nearest = torch.minimum(nearest, distance)
+        weight, rows = torch.nn.functional.threshold(nearest, same, 0.0), torch.cat([rows, new])
     return (rows, labels) if len(rows) else (torch.zeros(1, dtype=torch.int64, device=x.device), labels)
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #8357b7eb
-def _fit_level(x: torch.Tensor, codes: int, rounds: int, balanced: bool, generator: torch.Generator, rounding: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit_level(
+    x: torch.Tensor, codes: int, rounds: int, balanced: bool, generator: torch.Generator, rounding: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Centres [k, d] and the code of every row [n]."
     level = _Clusters(x, *_starts(x, codes, generator, rounding))
     for _ in range(rounds):
-        if not level.move(): break
+        if not level.move():
+            break
     for _ in range(rounds if balanced else 0):
         level.labels = _assign(x, level.centres, balanced)[0]
         level.update(torch.ones_like(level.stale))
@@ -250,7 +296,8 @@ def _refit(
     "Move every codebook in turn to where it leaves least, the others and the codes given."
     for book, labels in zip(books, codes):
         shift = _means(left, labels, len(book))[0]
-        book += shift; left -= shift[labels]
+        book += shift
+        left -= shift[labels]
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #f0f4c0d1
 def _spell(
@@ -258,7 +305,9 @@ def _spell(
     books: list[torch.Tensor],  # per level [k, d]; dead codes are moved in place
     balanced: bool = False,
     rounding: float = torch.inf,  # rows closer than this are spelt well enough for dead codes to stay where they are
-) -> tuple[list[torch.Tensor], torch.Tensor, list[float], list[int]]:  # per level the codes int64 [n]; what they leave [n, d]; its energy and the dead codes that were moved per level
+) -> tuple[
+    list[torch.Tensor], torch.Tensor, list[float], list[int]
+]:  # per level the codes int64 [n]; what they leave [n, d]; its energy and the dead codes that were moved per level
     "Greedy codes of all rows, level after level; dead codes are put where they are of use."
     codes, energy, moved = [], [], []
     for book in books:
@@ -268,57 +317,75 @@ def _spell(
             dead = (torch.bincount(labels, minlength=len(book)) == 0).nonzero()[:, 0]
             far = distance.topk(min(len(dead), len(distance)))
             far = far.indices[far.values > max(1e-6 * distance.max().item(), rounding**2)]
-            if not len(far) or attempt == 9: break
-            book[dead[:len(far)]] = x[far]; moved[-1] += len(far)
+            if not len(far) or attempt == 9:
+                break
+            book[dead[: len(far)]] = x[far]
+            moved[-1] += len(far)
         x = x - book[labels]
-        codes.append(labels); energy.append(_energy(x))
+        codes.append(labels)
+        energy.append(_energy(x))
     return codes, x, energy, moved
+
 
 def _without_dead(book: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "The codebook without the codes that no row takes, and the labels that go with it."
     alive = torch.bincount(labels.to(book.device), minlength=len(book)) > 0
     return book[alive], (alive.cumsum(0) - 1).to(labels.device)[labels]
 
-def _energy(x: torch.Tensor) -> float: return _squared_lengths(x).cpu().double().sum().item()
+
+def _energy(x: torch.Tensor) -> float:
+    return _squared_lengths(x).cpu().double().sum().item()
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #02fa1d66
 @torch.no_grad()
 def _encode(rows: _Rows, books: list[torch.Tensor], balanced: bool = False, progress: bool = False) -> tuple[torch.Tensor, list[float]]:
     "Codes of all rows [n, levels], and what is left of their energy after each level, as a share; the first codebook is not centred."
-    codes, left, total, most = torch.empty(rows.n, len(books), dtype=torch.int64), np.zeros(len(books)), 0., max(map(len, books))
+    codes, left, total, most = torch.empty(rows.n, len(books), dtype=torch.int64), np.zeros(len(books)), 0.0, max(map(len, books))
     index = rows.order if balanced else torch.arange(rows.n)
     for part in bar(slices(rows.n, max(min(_rows_in_block(most), 16_384) // most, 1) * most), desc="assigning codes", enabled=progress):
-        x = rows.read(index[part]).to(books[0].device); total += _energy(x)
+        x = rows.read(index[part]).to(books[0].device)
+        total += _energy(x)
         found, _, energy, _ = _spell(x, books, balanced)
-        codes[index[part]] = torch.stack(found, 1).cpu(); left += energy
+        codes[index[part]] = torch.stack(found, 1).cpu()
+        left += energy
     return codes, (left / total).tolist()
+
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
     "Sums in one order, whatever the number of cores."
     threads = torch.get_num_threads()
-    try: torch.set_num_threads(1); yield
-    finally: torch.set_num_threads(threads)
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #883498c4
 def _check_settings(quantizer, *names: str) -> None:
     "Refuse settings that are no whole numbers from 1 up, more levels than there are letters, seeds and devices that are none."
     for name in ("levels", "codes", *names):
         value = getattr(quantizer, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1: raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
-    if quantizer.levels > 26: raise GTIError(f"levels: got {quantizer.levels}, allowed: 1 to 26, one letter each")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
+    if quantizer.levels > 26:
+        raise GTIError(f"levels: got {quantizer.levels}, allowed: 1 to 26, one letter each")
     seed = getattr(quantizer, "seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63: raise GTIError(f"seed: got {seed!r}, allowed: a whole number from 0 to 2^63 - 1")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise GTIError(f"seed: got {seed!r}, allowed: a whole number from 0 to 2^63 - 1")
     pick_device(quantizer.device)
 
 
 @dataclass
 class RQKMeans:
     "Residual quantization by k-means: `RQKMeans(levels, codes).fit(vectors)` gives `SemanticIds`."
+
     levels: int = 3  # codes per item
     codes: int = 64  # codes per level
     seed: int = 0  # equal seeds and vectors give equal codes, in whatever order the vectors come
-    iterations: int | None = None  # rounds of moves per level at most; None is 5, or log2 of the vectors per code and one more where that is more
+    iterations: int | None = (
+        None  # rounds of moves per level at most; None is 5, or log2 of the vectors per code and one more where that is more
+    )
     sweeps: int = 1  # times that all codebooks are refitted together; 0 leaves every centre the mean of its own level
     balanced: bool = False  # True gives every code of a level the same number of items, give or take one
     sample: int = 256  # vectors per code that the centres are fitted to, at most
@@ -326,8 +393,10 @@ class RQKMeans:
 
     def __post_init__(self):
         _check_settings(self, "sample", *(["iterations"] if self.iterations is not None else []))
-        if not isinstance(self.sweeps, int) or isinstance(self.sweeps, bool) or self.sweeps < 0: raise GTIError(f"sweeps: got {self.sweeps!r}, allowed: a whole number from 0 up")
-        if not isinstance(self.balanced, bool): raise GTIError(f"balanced: got {self.balanced!r}, allowed: True or False")
+        if not isinstance(self.sweeps, int) or isinstance(self.sweeps, bool) or self.sweeps < 0:
+            raise GTIError(f"sweeps: got {self.sweeps!r}, allowed: a whole number from 0 up")
+        if not isinstance(self.balanced, bool):
+            raise GTIError(f"balanced: got {self.balanced!r}, allowed: True or False")
 
     def fit(
         self,
@@ -335,27 +404,37 @@ class RQKMeans:
         progress: bool = False,  # show a bar with the remaining time
     ) -> SemanticIds:  # codes, codebooks, and in `quality` "residual_energy", "reseeded" and "reduced" codes per level, and how many vectors were "sampled"
         "Quantize level by level (residual quantization, as in TIGER and arXiv 2604.02324)."
-        with torch.no_grad(), _one_thread(): return _fit(self, _Rows(vectors, self.codes), progress)
+        with torch.no_grad(), _one_thread():
+            return _fit(self, _Rows(vectors, self.codes), progress)
 
 # %% ../../nbs/05_sid/03_kmeans.ipynb #91e2eacf
 def _fit(how: RQKMeans, rows: _Rows, progress: bool) -> SemanticIds:
     "All levels on a sample, then the codes of all rows."
     generator, sampled = torch.Generator().manual_seed(how.seed), min(rows.n, how.codes * how.sample)
     x = rows.read(rows.order[:sampled]).to(pick_device(how.device))
-    total, mean = _energy(x), x.mean(0); x -= mean
+    total, mean = _energy(x), x.mean(0)
+    x -= mean
     rounds = how.iterations or max(5, int(math.log2(sampled / how.codes)) + 1)
     rounding, left, books, codes = 1e-6 * _squared_lengths(x).max().sqrt().item(), x.clone(), [], []
     for _ in bar(range(how.levels), desc="quantizing", enabled=progress):
         centres, labels = _fit_level(left, how.codes, rounds, how.balanced, generator, rounding)
-        left -= centres[labels]; books.append(centres); codes.append(labels)
+        left -= centres[labels]
+        books.append(centres)
+        codes.append(labels)
     reseeded = np.zeros(how.levels, dtype=int)
     for _ in range(max(how.sweeps, 1)):
-        if how.sweeps: _refit(left, books, codes)
-        codes, left, energy, moved = _spell(x, books, how.balanced, rounding); reseeded += moved
-    for l, (book, labels) in enumerate(zip(books, codes)): books[l], codes[l] = _without_dead(book, labels)
+        if how.sweeps:
+            _refit(left, books, codes)
+        codes, left, energy, moved = _spell(x, books, how.balanced, rounding)
+        reseeded += moved
+    for l, (book, labels) in enumerate(zip(books, codes)):
+        books[l], codes[l] = _without_dead(book, labels)
     books[0] = books[0] + mean
-    if sampled < rows.n: codes, shares = _encode(rows, books, how.balanced, progress)
-    else: codes, shares = torch.stack(codes, 1).cpu()[rows.order.argsort()], [e / total for e in energy]
-    if not how.balanced: codes[rows.order] = codes[rows.order[rows.first]]
+    if sampled < rows.n:
+        codes, shares = _encode(rows, books, how.balanced, progress)
+    else:
+        codes, shares = torch.stack(codes, 1).cpu()[rows.order.argsort()], [e / total for e in energy]
+    if not how.balanced:
+        codes[rows.order] = codes[rows.order[rows.first]]
     quality = dict(residual_energy=shares, reseeded=reseeded.tolist(), reduced=[how.codes - len(book) for book in books], sampled=sampled)
     return SemanticIds(codes, [book * rows.unit for book in books], quality=quality)

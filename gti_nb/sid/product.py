@@ -7,7 +7,9 @@ __all__ = ['ProductQuantizer']
 
 # %% ../../nbs/05_sid/04_product.ipynb #065c7870
 from dataclasses import dataclass
+
 import torch
+
 from ..core import GTIError, pick_device
 from ..core import progress as bar
 from .codes import SemanticIds
@@ -21,13 +23,15 @@ def _principal_axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     return values.float().to(x.device), (axes * signs).float().to(x.device)
 
+
 def _dealt_axes(x: torch.Tensor, pieces: int) -> torch.Tensor:
     "Principal axes as columns, ordered so that the pieces have about the same product of variances."
     values, axes = _principal_axes(x)
-    room, logs, piece = [len(p) for p in torch.arange(x.shape[1]).tensor_split(pieces)], [0.] * pieces, []
+    room, logs, piece = [len(p) for p in torch.arange(x.shape[1]).tensor_split(pieces)], [0.0] * pieces, []
     for log in values.clamp(min=1e-12).log().tolist():
         piece.append(min((p for p in range(pieces) if room[p]), key=lambda p: logs[p]))
-        logs[piece[-1]] += log; room[piece[-1]] -= 1
+        logs[piece[-1]] += log
+        room[piece[-1]] -= 1
     return axes[:, torch.tensor(piece).argsort(stable=True).to(x.device)]
 
 # %% ../../nbs/05_sid/04_product.ipynb #20ae09e3
@@ -36,6 +40,7 @@ def _rotated(x: torch.Tensor, rebuilt: torch.Tensor) -> torch.Tensor:
     u, _, vt = torch.linalg.svd((x.T @ rebuilt).cpu().double())
     return (u @ vt).float().to(x.device)
 
+
 def _fit_pieces(x: torch.Tensor, how: "ProductQuantizer", progress: bool) -> tuple[torch.Tensor, list[_Clusters]]:
     "The rotation [d, d], and one clustering per piece."
     generator, pieces = torch.Generator().manual_seed(how.seed), lambda turn: (x @ turn).tensor_split(how.levels, 1)
@@ -43,18 +48,21 @@ def _fit_pieces(x: torch.Tensor, how: "ProductQuantizer", progress: bool) -> tup
     rounding = 1e-6 * _squared_lengths(x).max().sqrt().item()
     parts = [_Clusters(y.contiguous(), *_starts(y.contiguous(), how.codes, generator, rounding)) for y in pieces(turn)]
     for _ in bar(range(how.rotations), desc="rotating", enabled=progress):
-        for part in parts: part.move()
+        for part in parts:
+            part.move()
         turn = _rotated(x, torch.cat([part.centres[part.labels] for part in parts], 1))
         parts = [_Clusters(y.contiguous(), torch.arange(part.k), part.labels) for y, part in zip(pieces(turn), parts)]
     for part in parts:
         for _ in range(how.iterations):
-            if not part.move(): break
+            if not part.move():
+                break
     return turn, parts
 
 # %% ../../nbs/05_sid/04_product.ipynb #92b23a1d
 @dataclass
 class ProductQuantizer:
     "Product quantization, with a rotation (OPQ) or without: `ProductQuantizer(levels, codes).fit(vectors)` gives `SemanticIds`."
+
     levels: int = 3  # pieces of a vector, hence codes per item
     codes: int = 64  # codes per piece
     seed: int = 0  # equal seeds and vectors give equal codes, in whatever order the vectors come
@@ -65,23 +73,32 @@ class ProductQuantizer:
 
     def __post_init__(self):
         _check_settings(self, "iterations", "sample")
-        if not isinstance(self.rotations, int) or isinstance(self.rotations, bool) or self.rotations < 0: raise GTIError(f"rotations: got {self.rotations!r}, allowed: a whole number from 0 up")
+        if not isinstance(self.rotations, int) or isinstance(self.rotations, bool) or self.rotations < 0:
+            raise GTIError(f"rotations: got {self.rotations!r}, allowed: a whole number from 0 up")
 
     @torch.no_grad()
     def fit(
         self,
         vectors: torch.Tensor,  # item vectors [n_items, d], any float type; a tensor, an array or a memory-mapped file
         progress: bool = False,  # show bars with the remaining time
-    ) -> SemanticIds:  # codes, codebooks, and in `quality` "residual_energy" and "reduced" codes per piece, and how many vectors were "sampled"
+    ) -> (
+        SemanticIds
+    ):  # codes, codebooks, and in `quality` "residual_energy" and "reduced" codes per piece, and how many vectors were "sampled"
         "Quantize piece by piece (Jégou 2011; Ge et al. 2013)."
         with _one_thread():
-            rows = _Rows(vectors, self.codes); sampled = min(rows.n, self.codes * self.sample)
+            rows = _Rows(vectors, self.codes)
+            sampled = min(rows.n, self.codes * self.sample)
             x = rows.read(rows.order[:sampled]).to(pick_device(self.device))
-            if x.shape[1] < self.levels: raise GTIError(f"levels: got {self.levels} for vectors of {x.shape[1]} numbers, allowed: 1 to {x.shape[1]}; every code needs a number to spell")
-            mean = x.mean(0); x -= mean
+            if x.shape[1] < self.levels:
+                raise GTIError(
+                    f"levels: got {self.levels} for vectors of {x.shape[1]} numbers, allowed: 1 to {x.shape[1]}; every code needs a number to spell"
+                )
+            mean = x.mean(0)
+            x -= mean
             turn, parts = _fit_pieces(x, self, progress)
             books = [(part.centres + mean @ axes) @ axes.T for part, axes in zip(parts, turn.tensor_split(self.levels, 1))]
             codes, left = _encode(rows, books, progress=progress)
-            for l, (book, labels) in enumerate(zip(books, codes.T)): books[l], codes[:, l] = _without_dead(book, labels)
+            for l, (book, labels) in enumerate(zip(books, codes.T)):
+                books[l], codes[:, l] = _without_dead(book, labels)
         quality = dict(residual_energy=left, reduced=[self.codes - len(book) for book in books], sampled=sampled)
         return SemanticIds(codes, [book * rows.unit for book in books], quality=quality)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
+
 import pandas as pd
 import torch
+
 from ..core import GTIError, check_choice
 from .codes import SemanticIds
 from .fsq import ResidualFSQ
@@ -28,25 +30,33 @@ from .rqvae import RQVAE, RQVAEConfig
 @dataclass
 class RandomCodes:
     "Codes by lot."
+
     levels: int = 3  # codes per item
     codes: int = 64  # codes per level
     seed: int = 0  # equal seeds give equal codes
 
-    def __post_init__(self): random_sids(1, self.levels, self.codes, self.seed)
-    def fit(self, vectors: torch.Tensor) -> SemanticIds: return random_sids(len(vectors), self.levels, self.codes, self.seed)
+    def __post_init__(self):
+        random_sids(1, self.levels, self.codes, self.seed)
+
+    def fit(self, vectors: torch.Tensor) -> SemanticIds:
+        return random_sids(len(vectors), self.levels, self.codes, self.seed)
 
 
 @dataclass
 class ImportedCodes:
     "Codes from an index file of LC-Rec, LETTER, CollisionGenRec or MiniOneRec."
+
     item_ids: Sequence[str]  # of the rows
     index: str = ""  # path of the file
     subset: bool = False  # True leaves out items of the file that are not among the rows, as after cleaning
 
     def __post_init__(self):
-        if not self.index: raise GTIError("quantizer_options: imported codes need a file; set index to the path of an .index.json")
+        if not self.index:
+            raise GTIError("quantizer_options: imported codes need a file; set index to the path of an .index.json")
         self.sids = import_sids(self.index, self.item_ids, subset=self.subset)
-    def fit(self, vectors: torch.Tensor) -> SemanticIds: return self.sids
+
+    def fit(self, vectors: torch.Tensor) -> SemanticIds:
+        return self.sids
 
 
 def _rqvae(levels: int, codes: int, seed: int, device: str, preset: str = "small", **options: Any) -> RQVAE:
@@ -56,6 +66,7 @@ def _rqvae(levels: int, codes: int, seed: int, device: str, preset: str = "small
 # %% ../../nbs/05_sid/09_quantizers.ipynb #0a8bdd59
 class Quantizer(NamedTuple):
     "A row of the table."
+
     make: Callable[..., Any]  # settings as keywords -> an object with `fit(vectors) -> SemanticIds`
     options: tuple[str, ...]  # the settings it has beside levels, codes and seed
     geometry: bool = True  # whether codes stand for vectors
@@ -82,7 +93,9 @@ def common_settings(
     name: str,  # a key of `QUANTIZERS`
 ) -> tuple[str, ...]:
     "Which of levels, codes and seed a quantizer takes."
-    return tuple(s for s in ("levels", "codes", "seed") if s in signature(QUANTIZERS[check_choice("quantizer", name, QUANTIZERS)].make).parameters)
+    return tuple(
+        s for s in ("levels", "codes", "seed") if s in signature(QUANTIZERS[check_choice("quantizer", name, QUANTIZERS)].make).parameters
+    )
 
 
 def make_quantizer(
@@ -96,18 +109,23 @@ def make_quantizer(
 ) -> Any:  # has `fit(vectors) -> SemanticIds`
     "Make a quantizer by its name; wrong names and settings are refused here, before anything is fitted."
     row, options = QUANTIZERS[check_choice("quantizer", name, QUANTIZERS)], {} if options is None else options
-    if not isinstance(options, Mapping): raise GTIError(f"quantizer_options: got {options!r}, expected names and values, such as {{'iterations': 50}}")
+    if not isinstance(options, Mapping):
+        raise GTIError(f"quantizer_options: got {options!r}, expected names and values, such as {{'iterations': 50}}")
     for option in options:
-        if not row.options: raise GTIError(f"quantizer_options: got {option!r}, but {name} has no settings of its own; leave it out")
+        if not row.options:
+            raise GTIError(f"quantizer_options: got {option!r}, but {name} has no settings of its own; leave it out")
         check_choice(f"quantizer_options: setting of {name}", option, row.options)
     if item_ids is not None and "codes" in common_settings(name) and isinstance(codes, int) and codes > len(item_ids):
-        raise GTIError(f"codes: got {codes} for {len(item_ids)} items, allowed: 1 to {len(item_ids)}; a level cannot use more codes than there are items")
+        raise GTIError(
+            f"codes: got {codes} for {len(item_ids)} items, allowed: 1 to {len(item_ids)}; a level cannot use more codes than there are items"
+        )
     given = dict(levels=levels, codes=codes, seed=seed, device=device, item_ids=item_ids or [])
     return row.make(**{k: v for k, v in given.items() if k in signature(row.make).parameters}, **options)
 
 # %% ../../nbs/05_sid/09_quantizers.ipynb #680477cd
 class Fitted(NamedTuple):
     "What comes out of a fit."
+
     sids: SemanticIds  # as the quantizer gives them, collisions and all
     vectors: torch.Tensor  # what the codes spell [n_items, d]: the item vectors, or an RQ-VAE's latents of them
     history: pd.DataFrame | None  # a row an epoch, where there are epochs
@@ -128,14 +146,18 @@ def fit_quantizer(
 # %% ../../nbs/05_sid/09_quantizers.ipynb #f7627a68
 def _parsed(choice: str | Mapping[str, Any]) -> tuple[str, str, dict]:
     "What a choice is called in tables, its quantizer, and the settings it sets."
-    if isinstance(choice, str): return choice, choice, {}
-    if not isinstance(choice, Mapping) or "quantizer" not in choice: raise GTIError(f"choices: got {choice!r}, expected a name such as 'rqkmeans', or {{'quantizer': 'rqvae', 'preset': 'small'}}")
+    if isinstance(choice, str):
+        return choice, choice, {}
+    if not isinstance(choice, Mapping) or "quantizer" not in choice:
+        raise GTIError(f"choices: got {choice!r}, expected a name such as 'rqkmeans', or {{'quantizer': 'rqvae', 'preset': 'small'}}")
     options = {k: v for k, v in choice.items() if k != "quantizer"}
     return " ".join([str(choice["quantizer"]), *(f"{k}={v}" for k, v in options.items())]), choice["quantizer"], options
 
 # %% ../../nbs/05_sid/09_quantizers.ipynb #76469d31
 def plan_comparison(
-    choices: Sequence[str | Mapping[str, Any]],  # what to compare: names of `QUANTIZERS`, or with settings, as in {"quantizer": "rqvae", "preset": "small"}
+    choices: Sequence[
+        str | Mapping[str, Any]
+    ],  # what to compare: names of `QUANTIZERS`, or with settings, as in {"quantizer": "rqvae", "preset": "small"}
     levels: int = 3,  # codes per item, of all
     codes: int = 64,  # codes per level, of all
     seeds: Sequence[int] = (0,),  # every choice is fitted with each
@@ -143,11 +165,17 @@ def plan_comparison(
     item_ids: Sequence[str] | None = None,  # of the rows, when they are known; codes from a file need them
 ) -> list[tuple[str, int, Any]]:  # label, seed and quantizer of every fit
     "Make all quantizers of a comparison, and refuse what is wrong before the first is fitted."
-    parsed = [_parsed(choice) for choice in choices]; labels = [label for label, *_ in parsed]
-    if not labels or not seeds: raise GTIError("choices, seeds: got none, at least one of each is needed")
-    if len(set(labels)) < len(labels): raise GTIError(f"choices: {next(l for l in labels if labels.count(l) > 1)!r} is there more than once")
-    return [(label, seed, make_quantizer(name, levels, codes, seed, options, device, item_ids))
-            for label, name, options in parsed for seed in (seeds if "seed" in common_settings(name) else seeds[:1])]
+    parsed = [_parsed(choice) for choice in choices]
+    labels = [label for label, *_ in parsed]
+    if not labels or not seeds:
+        raise GTIError("choices, seeds: got none, at least one of each is needed")
+    if len(set(labels)) < len(labels):
+        raise GTIError(f"choices: {next(l for l in labels if labels.count(l) > 1)!r} is there more than once")
+    return [
+        (label, seed, make_quantizer(name, levels, codes, seed, options, device, item_ids))
+        for label, name, options in parsed
+        for seed in (seeds if "seed" in common_settings(name) else seeds[:1])
+    ]
 
 
 def compare_quantizers(
@@ -159,15 +187,27 @@ def compare_quantizers(
     "Fit several quantizers on the same vectors."
     rows, first = [], {}
     for label, seed, quantizer in plan:
-        fitted = fit_quantizer(quantizer, vectors, progress=progress); first.setdefault(label, fitted)
+        fitted = fit_quantizer(quantizer, vectors, progress=progress)
+        first.setdefault(label, fitted)
         card = report_card(fitted.sids, vectors, categories)
-        own = dict(quantizer=label, seed=seed, seconds=fitted.seconds, reconstruction=card.get("reconstruction_energy", card.get("residual_energy")))
+        own = dict(
+            quantizer=label,
+            seed=seed,
+            seconds=fitted.seconds,
+            reconstruction=card.get("reconstruction_energy", card.get("residual_energy")),
+        )
         rows.append(own | {name: value for name, value in card.items() if name not in own})
     return pd.DataFrame(rows).astype({"reconstruction": float}), first
 
 # %% ../../nbs/05_sid/09_quantizers.ipynb #b416f142
-RANKED = {"neighbours": "neighbours kept", "reconstruction": "energy not reconstructed", "collision_share": "items that share a word", "utilization": "codes in use",
-          "purity_lift_a": "purity of first codes above chance", "seconds": "seconds to fit"}  # column of the comparison -> what it is
+RANKED = {
+    "neighbours": "neighbours kept",
+    "reconstruction": "energy not reconstructed",
+    "collision_share": "items that share a word",
+    "utilization": "codes in use",
+    "purity_lift_a": "purity of first codes above chance",
+    "seconds": "seconds to fit",
+}  # column of the comparison -> what it is
 
 
 def rank_quantizers(
@@ -179,5 +219,6 @@ def rank_quantizers(
     table = groups[columns].mean()
     table.insert(1, "neighbours_range", groups.neighbours.max() - groups.neighbours.min())
     table = table.sort_values(["neighbours", "collision_share"], ascending=[False, True], kind="stable")
-    table.insert(0, "rank", range(1, len(table) + 1)); table["seeds"] = groups.size()
+    table.insert(0, "rank", range(1, len(table) + 1))
+    table["seeds"] = groups.size()
     return table

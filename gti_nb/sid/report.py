@@ -8,11 +8,13 @@ __all__ = ['gini', 'conditional_entropies', 'neighbour_overlap', 'prefix_purity'
 # %% ../../nbs/05_sid/08_report.ipynb #7ccd48e5
 from collections.abc import Sequence
 from string import ascii_lowercase
+
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core import GTIError
-from .codes import SemanticIds, slices, squared_errors, take_rows, sid_groups
+from .codes import SemanticIds, sid_groups, slices, squared_errors, take_rows
 
 # %% ../../nbs/05_sid/08_report.ipynb #309cef65
 def gini(
@@ -28,7 +30,7 @@ def conditional_entropies(
 ) -> list[float]:  # per level, in bits
     "What each level adds to the levels before it, H(c_l | c_<l)."
     shares = [sid_groups(codes[:, :l])[1] / len(codes) for l in range(1, codes.shape[1] + 1)]
-    return np.diff([0., *(float(-(p * np.log2(p)).sum()) for p in shares)]).tolist()
+    return np.diff([0.0, *(float(-(p * np.log2(p)).sum()) for p in shares)]).tolist()
 
 # %% ../../nbs/05_sid/08_report.ipynb #c287222c
 def _near(
@@ -36,18 +38,21 @@ def _near(
     k: int,  # places
 ) -> np.ndarray:  # [rows, n] from 0 to 1, each row adds up to k
     "The share of each item in the `k` nearest places of a row; items tied for the last places share them."
-    last = np.partition(distances, k - 1, axis=1)[:, k - 1:k]
+    last = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
     closer, tied = distances < last, distances == last
     return closer + tied * ((k - closer.sum(1)) / tied.sum(1))[:, None]
+
 
 def _distances(x: np.ndarray, rows: slice) -> np.ndarray:
     "Squared distances of some rows to all, in units of the largest squared length, rounded so that equal rows tie."
     norms = np.square(x).sum(1)
-    return np.round((norms[rows, None] + norms - 2 * x[rows] @ x.T) / (norms.max() or 1.), 9)
+    return np.round((norms[rows, None] + norms - 2 * x[rows] @ x.T) / (norms.max() or 1.0), 9)
+
 
 def _sample(sids: SemanticIds, vectors: torch.Tensor | np.ndarray, most: int, seed: int) -> np.ndarray:
     "Rows drawn at random, the same ones in whatever order the items come; all rows when there are no more than `most`."
-    if sids.n_items <= most: return np.arange(sids.n_items)
+    if sids.n_items <= most:
+        return np.arange(sids.n_items)
     first = np.concatenate([take_rows(vectors, part)[:, :4].numpy() for part in slices(sids.n_items)])
     order = np.lexsort((*first.T, *sids.codes.numpy().T))
     return order[np.random.default_rng(seed).choice(sids.n_items, most, replace=False)]
@@ -61,42 +66,54 @@ def neighbour_overlap(
     seed: int = 0,  # of the draw
 ) -> list[float]:  # per level, from 0 to 1; NaN for a single item
     "Share of the nearest neighbours by vector that are nearest by codes too, when codes are read down to each level."
-    if vectors.ndim != 2 or len(vectors) != sids.n_items: raise GTIError(f"vectors: got shape {tuple(vectors.shape)}, expected {sids.n_items} rows, one an item")
+    if vectors.ndim != 2 or len(vectors) != sids.n_items:
+        raise GTIError(f"vectors: got shape {tuple(vectors.shape)}, expected {sids.n_items} rows, one an item")
     items = _sample(sids, vectors, sample, seed)
     n, k = len(items), min(k, len(items) - 1)
-    if k < 1: return [float("nan")] * sids.levels
+    if k < 1:
+        return [float("nan")] * sids.levels
     x, codes, found = take_rows(vectors, items).numpy(), sids.codes[items].numpy(), np.zeros(sids.levels)
-    if not np.isfinite(x).all(): raise GTIError("vectors: hold NaN or infinite values; encode the items again")
+    if not np.isfinite(x).all():
+        raise GTIError("vectors: hold NaN or infinite values; encode the items again")
     spelt = _spelt(sids, items)
     for rows in slices(n, 500):
         itself = (np.arange(rows.stop - rows.start), np.arange(n)[rows])
-        distances = _distances(x, rows); distances[itself] = np.inf
+        distances = _distances(x, rows)
+        distances[itself] = np.inf
         near, common = _near(distances, k), np.zeros(distances.shape)
         alike = np.ones(distances.shape, dtype=bool)
         for l in range(sids.levels):
             alike &= codes[rows, l, None] == codes[:, l]
             common += alike  # length of the common prefix
-            by_code = (l + 1 - common) + _distances(spelt[l], rows) / 8; by_code[itself] = np.inf
+            by_code = (l + 1 - common) + _distances(spelt[l], rows) / 8
+            by_code[itself] = np.inf
             found[l] += (near * _near(by_code, k)).sum()
     return (found / (n * k)).tolist()
+
 
 def _spelt(sids: SemanticIds, items: np.ndarray) -> list[np.ndarray]:
     "What the codes of some items stand for, down to each level; zeros where no level has vectors."
     part = SemanticIds(sids.codes[items], sids.codebooks)
-    if not any(book.shape[1] for book in sids.codebooks): return [np.zeros((len(items), 1))] * sids.levels
+    if not any(book.shape[1] for book in sids.codebooks):
+        return [np.zeros((len(items), 1))] * sids.levels
     return [part.reconstruct(l + 1).double().numpy() for l in range(sids.levels)]
 
 # %% ../../nbs/05_sid/08_report.ipynb #b09b8628
 def _labels(categories: Sequence[str], sep: str = ", ") -> tuple[np.ndarray, np.ndarray]:
     "Item row and category number of every (item, category) pair."
     lists = [sorted({c.strip() for c in text.split(sep)} - {""}) if isinstance(text, str) else [] for text in categories]
-    return np.repeat(np.arange(len(lists)), [len(cs) for cs in lists]), pd.factorize(np.array([c for cs in lists for c in cs], dtype=object))[0]
+    return np.repeat(np.arange(len(lists)), [len(cs) for cs in lists]), pd.factorize(
+        np.array([c for cs in lists for c in cs], dtype=object)
+    )[0]
+
 
 def _purity(groups: np.ndarray, owner: np.ndarray, label: np.ndarray) -> float:
     "Sum over groups of the count of the most common label, divided by the number of items."
     pairs, counts = np.unique(groups[owner] * (label.max() + 1) + label, return_counts=True)
-    most = np.zeros(groups.max() + 1); np.maximum.at(most, pairs // (label.max() + 1), counts)
+    most = np.zeros(groups.max() + 1)
+    np.maximum.at(most, pairs // (label.max() + 1), counts)
     return most.sum() / len(groups)
+
 
 def prefix_purity(
     sids: SemanticIds,
@@ -105,16 +122,20 @@ def prefix_purity(
     seed: int = 0,  # of the dealing
 ) -> pd.DataFrame:  # a row per level: purity, purity_shuffled (the mean), purity_lift; NaN when no item has a category
     "How much the items of a prefix are of one kind, against chance."
-    if len(categories) != sids.n_items: raise GTIError(f"categories: got {len(categories)} for {sids.n_items} items, expected one text each")
+    if len(categories) != sids.n_items:
+        raise GTIError(f"categories: got {len(categories)} for {sids.n_items} items, expected one text each")
     texts = np.array([text if isinstance(text, str) else "" for text in categories], dtype=object)
     order = np.lexsort((pd.factorize(texts, sort=True)[0], *sids.codes.numpy().T))  # the same in whatever order the items come
     order = order[[bool(text.replace(",", "").strip()) for text in texts[order]]]
-    if not len(order): return pd.DataFrame({"purity": np.nan, "purity_shuffled": np.nan, "purity_lift": np.nan}, index=list(ascii_lowercase[:sids.levels]))
+    if not len(order):
+        return pd.DataFrame(
+            {"purity": np.nan, "purity_shuffled": np.nan, "purity_lift": np.nan}, index=list(ascii_lowercase[: sids.levels])
+        )
     (owner, label), n, rng = _labels(texts[order]), len(order), np.random.default_rng(seed)
-    groups = [sid_groups(sids.codes[order, :l + 1])[0] for l in range(sids.levels)]
+    groups = [sid_groups(sids.codes[order, : l + 1])[0] for l in range(sids.levels)]
     true = np.array([_purity(g, owner, label) for g in groups])
     dealt = np.mean([[_purity(g, deal[owner], label) for g in groups] for deal in (rng.permutation(n) for _ in range(shuffles))], axis=0)
-    return pd.DataFrame({"purity": true, "purity_shuffled": dealt, "purity_lift": true - dealt}, index=list(ascii_lowercase[:sids.levels]))
+    return pd.DataFrame({"purity": true, "purity_shuffled": dealt, "purity_lift": true - dealt}, index=list(ascii_lowercase[: sids.levels]))
 
 # %% ../../nbs/05_sid/08_report.ipynb #899092b0
 def level_report(
@@ -148,14 +169,22 @@ def report_card(
     "The report card in one row: sizes, collisions and policy, use, errors, neighbours, and every column of `level_report` by level."
     frame, leaves = level_report(sids, vectors, categories, seed, sample), sid_groups(sids.codes)[1]
     card = {name: value for name, value in sids.summary().items() if not isinstance(value, (list, dict))}
-    card |= dict(utilization=frame.used.sum() / sids.n_tokens, items_per_leaf=leaves.mean(), items_per_leaf_p95=np.quantile(leaves, .95), items_per_leaf_max=leaves.max())
+    card |= dict(
+        utilization=frame.used.sum() / sids.n_tokens,
+        items_per_leaf=leaves.mean(),
+        items_per_leaf_p95=np.quantile(leaves, 0.95),
+        items_per_leaf_max=leaves.max(),
+    )
     for name in ("residual_energy", "squared_error", "neighbours"):
-        if name in frame: card[name] = next(iter(frame[name].dropna()[::-1]), None)  # of the last level that has one
+        if name in frame:
+            card[name] = next(iter(frame[name].dropna()[::-1]), None)  # of the last level that has one
     if vectors is not None:
         compared = min(sids.n_items, sample)
         card |= dict(neighbours_by_chance=min(1, 10 / (compared - 1)) if compared > 1 else None, neighbours_items=compared)
-    for name in frame: card |= {f"{name}_{letter}": value for letter, value in frame[name].items()}
+    for name in frame:
+        card |= {f"{name}_{letter}": value for letter, value in frame[name].items()}
     return {name: _plain(value) for name, value in card.items()}
+
 
 def _plain(value: object) -> int | float | str | None:
     "A number or text that JSON knows."

@@ -9,6 +9,7 @@ __all__ = ['nearest_codes', 'diversity_loss', 'ResidualQuantizer', 'start_codebo
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from .collisions import sinkhorn_plan
 from .kmeans import RQKMeans
 
@@ -21,6 +22,7 @@ def _nearest(
     residual, book = residual.double(), book.double()
     return torch.addmm(book.square().sum(1), residual, book.T, alpha=-2)
 
+
 @torch.no_grad()
 def nearest_codes(
     latents: torch.Tensor,  # vectors to spell [n, d]
@@ -30,9 +32,9 @@ def nearest_codes(
     "Greedy residual assignment: at each level the nearest codebook vector of what the levels before left over."
     codes = torch.empty(len(latents), len(codebooks), dtype=torch.int64, device=latents.device)
     for start in range(0, len(latents), chunk):
-        residual = latents[start:start + chunk].double()
+        residual = latents[start : start + chunk].double()
         for l, book in enumerate(codebooks):
-            codes[start:start + chunk, l] = found = _nearest(residual, book).argmin(1)
+            codes[start : start + chunk, l] = found = _nearest(residual, book).argmin(1)
             residual = residual - book[found]
     return codes
 
@@ -47,7 +49,8 @@ def diversity_loss(
     itself = used[:, None] == torch.arange(len(book), device=book.device)
     near = (groups[used][:, None] == groups) & ~itself
     paired = near.any(1)
-    if not paired.any(): return book.sum() * 0
+    if not paired.any():
+        return book.sum() * 0
     neighbour = torch.multinomial(near[paired].float(), 1)[:, 0]
     logits = (book[used] @ book.T).masked_fill(itself, -torch.inf)[paired]
     weight = times[paired].to(book.dtype)
@@ -56,6 +59,7 @@ def diversity_loss(
 # %% ../../nbs/05_sid/06_residual.ipynb #159e64e4
 class ResidualQuantizer(nn.Module):
     "Codebooks of a residual quantizer that train by gradient."
+
     def __init__(
         self,
         levels: int,  # codes per item
@@ -74,7 +78,8 @@ class ResidualQuantizer(nn.Module):
     def _choose(self, residual: torch.Tensor, book: torch.Tensor, balanced: bool) -> torch.Tensor:
         "Codes of a batch in training int64 [B]."
         distances = _nearest(residual, book)
-        if not balanced: return distances.argmin(1)
+        if not balanced:
+            return distances.argmin(1)
         return sinkhorn_plan(distances + residual.double().square().sum(1, keepdim=True), self.epsilon, self.iterations).argmax(1)
 
     def forward(
@@ -95,8 +100,10 @@ class ResidualQuantizer(nn.Module):
 def _kmeans(vectors: torch.Tensor, levels: int, codes: int, seed: int) -> list[torch.Tensor]:
     "Codebooks of residual k-means, on the CPU; none when all vectors are equal."
     vectors = vectors.detach().cpu().float()
-    if not (vectors != vectors[0]).any(): return []
+    if not (vectors != vectors[0]).any():
+        return []
     return RQKMeans(levels, min(codes, len(vectors)), seed, device="cpu").fit(vectors).codebooks
+
 
 @torch.no_grad()
 def start_codebooks(
@@ -107,7 +114,8 @@ def start_codebooks(
     "Put the codebooks on the centres of residual k-means; codes that are left over stay at zero until they are reseeded."
     size = len(quantizer.codebooks[0])
     for book, centres in zip(quantizer.codebooks, _kmeans(latents, len(quantizer.codebooks), size, seed)):
-        book[:len(centres)] = centres.to(book)
+        book[: len(centres)] = centres.to(book)
+
 
 @torch.no_grad()
 def reseed_dead(
@@ -123,12 +131,15 @@ def reseed_dead(
             codes = _nearest(residual, book).argmin(1)
             dead = (torch.bincount(codes, minlength=len(book)) == 0).nonzero()[:, 0]
             error = (residual - book[codes]).square().sum(1)
-            dead = dead[:int((error > error.mean() * 1e-6).sum())]
-            if not len(dead): break
-            book[dead] = residual[torch.multinomial(error, len(dead))]; touched[dead] = True
+            dead = dead[: int((error > error.mean() * 1e-6).sum())]
+            if not len(dead):
+                break
+            book[dead] = residual[torch.multinomial(error, len(dead))]
+            touched[dead] = True
         residual = residual - book[_nearest(residual, book).argmin(1)]
         moved.append(touched.nonzero()[:, 0])
     return moved
+
 
 @torch.no_grad()
 def cluster_codebooks(
@@ -138,4 +149,5 @@ def cluster_codebooks(
     "Cluster the codes of every level, for the diversity loss."
     for groups, book in zip(quantizer.groups, quantizer.codebooks):
         centres = _kmeans(book, 1, quantizer.n_groups, seed)
-        if centres: groups.copy_(nearest_codes(book, [centres[0].to(book)])[:, 0])
+        if centres:
+            groups.copy_(nearest_codes(book, [centres[0].to(book)])[:, 0])

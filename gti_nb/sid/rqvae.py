@@ -6,11 +6,15 @@
 __all__ = ['PRESETS', 'RQVAEConfig', 'rqvae_config', 'RQVAENetwork', 'RQVAE']
 
 # %% ../../nbs/05_sid/07_rqvae.ipynb #14cfcdf0
-import dataclasses, hashlib, math, time
+import dataclasses
+import hashlib
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
+
 import numpy as np
 import pandas as pd
 import safetensors.torch
@@ -18,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..core import GTIError, atomic_dir, check_choice, content_hash, file_hash, pick_device, read_json, write_atomic, write_json
 from ..core import progress as progress_bar
 from .codes import SemanticIds
@@ -27,6 +32,7 @@ from .residual import ResidualQuantizer, cluster_codebooks, nearest_codes, resee
 @dataclass
 class RQVAEConfig:
     "Settings of an RQ-VAE; the defaults are the preset `paper`."
+
     hidden: tuple[int, ...] = (1024, 512, 256)  # widths of the encoder's hidden layers; the decoder has them in reverse
     latent: int = 32  # width of the latents and of the codebooks
     levels: int = 4  # codes per item
@@ -47,15 +53,24 @@ class RQVAEConfig:
 
     def __post_init__(self):
         self.hidden = tuple(self.hidden)
-        counts = {name: getattr(self, name) for name in ("latent", "levels", "codes", "diversity_groups", "sinkhorn_iterations", "epochs", "batch_size", "measure_every")}
+        counts = {
+            name: getattr(self, name)
+            for name in ("latent", "levels", "codes", "diversity_groups", "sinkhorn_iterations", "epochs", "batch_size", "measure_every")
+        }
         for name, value in [*counts.items(), *(("hidden", width) for width in self.hidden)]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1: raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
-        if self.levels > 26: raise GTIError(f"levels: got {self.levels}, allowed: 1 to 26, one letter each")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise GTIError(f"{name}: got {value!r}, allowed: a whole number from 1 up")
+        if self.levels > 26:
+            raise GTIError(f"levels: got {self.levels}, allowed: 1 to 26, one letter each")
         for name in ("beta", "diversity", "sinkhorn_epsilon", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf: raise GTIError(f"{name}: got {getattr(self, name)!r}, allowed: 0 or more")
-        if not 0 < self.learning_rate < math.inf: raise GTIError(f"learning_rate: got {self.learning_rate!r}, allowed: more than 0")
-        if not 0 <= self.dropout < 1: raise GTIError(f"dropout: got {self.dropout!r}, allowed: from 0 to less than 1")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32: raise GTIError(f"seed: got {self.seed!r}, allowed: a whole number from 0 to {2**32 - 1}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise GTIError(f"{name}: got {getattr(self, name)!r}, allowed: 0 or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise GTIError(f"learning_rate: got {self.learning_rate!r}, allowed: more than 0")
+        if not 0 <= self.dropout < 1:
+            raise GTIError(f"dropout: got {self.dropout!r}, allowed: from 0 to less than 1")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise GTIError(f"seed: got {self.seed!r}, allowed: a whole number from 0 to {2**32 - 1}")
 
 # %% ../../nbs/05_sid/07_rqvae.ipynb #3a4f5f57
 _plain = dict(dropout=0.0, diversity=0.0, reseed=False)  # none of these in the public systems
@@ -68,13 +83,16 @@ PRESETS = dict(
     small=RQVAEConfig(hidden=(256, 128), levels=3, codes=64, dropout=0.0, epochs=200, batch_size=256),
 )
 
+
 def rqvae_config(
     config: str | RQVAEConfig = "paper",  # the name of a preset, or settings
     **fields,  # fields of `RQVAEConfig` that get other values
 ) -> RQVAEConfig:  # new settings
     "A preset, with some fields changed."
-    if not isinstance(config, RQVAEConfig): config = PRESETS[check_choice("preset", config, PRESETS)]
-    for name in fields: check_choice("field of RQVAEConfig", name, [f.name for f in dataclasses.fields(RQVAEConfig)])
+    if not isinstance(config, RQVAEConfig):
+        config = PRESETS[check_choice("preset", config, PRESETS)]
+    for name in fields:
+        check_choice("field of RQVAEConfig", name, [f.name for f in dataclasses.fields(RQVAEConfig)])
     return dataclasses.replace(config, **fields)
 
 # %% ../../nbs/05_sid/07_rqvae.ipynb #3196bb0a
@@ -82,19 +100,31 @@ def _mlp(widths: list[int], dropout: float) -> nn.Sequential:
     "Linear layers with ReLU and dropout in between; Xavier weights and zero bias, as in LC-Rec."
     layers = []
     for a, b in zip(widths, widths[1:]):
-        linear = nn.Linear(a, b); nn.init.xavier_normal_(linear.weight); nn.init.zeros_(linear.bias)
+        linear = nn.Linear(a, b)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
 
 class RQVAENetwork(nn.Module):
     "Encoder, residual quantizer and decoder, with the centring and scale of the data."
+
     def __init__(self, config: RQVAEConfig, dim: int):
         super().__init__()
         widths = [dim, *config.hidden, config.latent]
         self.encoder, self.decoder = _mlp(widths, config.dropout), _mlp(widths[::-1], config.dropout)
-        self.quantizer = ResidualQuantizer(config.levels, config.codes, config.latent, config.beta, config.sinkhorn_epsilon, config.sinkhorn_iterations, config.diversity_groups)
-        self.register_buffer("mean", torch.zeros(dim)); self.register_buffer("scale", torch.ones(()))
+        self.quantizer = ResidualQuantizer(
+            config.levels,
+            config.codes,
+            config.latent,
+            config.beta,
+            config.sinkhorn_epsilon,
+            config.sinkhorn_iterations,
+            config.diversity_groups,
+        )
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         "The losses of a batch of vectors [B, dim]."
@@ -102,8 +132,11 @@ class RQVAENetwork(nn.Module):
         quantized, quantization, diversity = self.quantizer(self.encoder(x))
         return dict(reconstruction=F.mse_loss(self.decoder(quantized), x), quantization=quantization, diversity=diversity)
 
-    def latent(self, x: torch.Tensor) -> torch.Tensor: return self.encoder((x - self.mean) / self.scale)
-    def decode(self, latents: torch.Tensor) -> torch.Tensor: return self.decoder(latents) * self.scale + self.mean
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        return self.encoder((x - self.mean) / self.scale)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.decoder(latents) * self.scale + self.mean
 
 # %% ../../nbs/05_sid/07_rqvae.ipynb #e6b169d4
 def _float32(vectors) -> torch.Tensor:
@@ -111,21 +144,32 @@ def _float32(vectors) -> torch.Tensor:
     x = vectors.detach().cpu() if isinstance(vectors, torch.Tensor) else torch.from_numpy(np.array(vectors, dtype=np.float32))
     return x.float().contiguous()
 
+
 def _checked(vectors, codes: int) -> torch.Tensor:
     "The vectors as float32 on the CPU; refuses what cannot be quantized."
     x = _float32(vectors)
-    if x.ndim != 2 or 0 in x.shape: raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n_items, d] with at least one of each")
+    if x.ndim != 2 or 0 in x.shape:
+        raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n_items, d] with at least one of each")
     bad = (~torch.isfinite(x).all(1)).nonzero()[:, 0]
-    if len(bad): raise GTIError(f"vectors: {len(bad)} of {len(x)} rows hold NaN or infinite values, the first is row {bad[0]}; look at that item's text and encode again")
-    if not (x != x[0]).any(): raise GTIError(f"vectors: all {len(x)} rows are equal, so no code can tell the items apart; check the text the vectors were made from")
-    if codes > len(x): raise GTIError(f"codes: got {codes} for {len(x)} items, allowed: 1 to {len(x)}; a level cannot use more codes than there are items")
+    if len(bad):
+        raise GTIError(
+            f"vectors: {len(bad)} of {len(x)} rows hold NaN or infinite values, the first is row {bad[0]}; look at that item's text and encode again"
+        )
+    if not (x != x[0]).any():
+        raise GTIError(
+            f"vectors: all {len(x)} rows are equal, so no code can tell the items apart; check the text the vectors were made from"
+        )
+    if codes > len(x):
+        raise GTIError(f"codes: got {codes} for {len(x)} items, allowed: 1 to {len(x)}; a level cannot use more codes than there are items")
     return x
+
 
 def _canonical(x: torch.Tensor) -> tuple[torch.Tensor, int, str]:
     "Item rows in the order of their content, the number of different rows, and a hash of all of them."
     digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x.numpy()]
     order = sorted(range(len(x)), key=digests.__getitem__)
     return torch.tensor(order), len(set(digests)), content_hash(x.shape[1], b"".join(digests[i] for i in order))
+
 
 def _moments(x: torch.Tensor, order: torch.Tensor, chunk: int = 65536) -> tuple[torch.Tensor, torch.Tensor]:
     "Mean per coordinate [d] and one standard deviation for all, summed in the canonical order."
@@ -135,23 +179,38 @@ def _moments(x: torch.Tensor, order: torch.Tensor, chunk: int = 65536) -> tuple[
 # %% ../../nbs/05_sid/07_rqvae.ipynb #637595ac
 class _Training:
     "A network in training: what an epoch needs and what it changes."
+
     def __init__(self, config: RQVAEConfig, x: torch.Tensor, device: torch.device):
         order, distinct, self.data = _canonical(x)
         self.config, self.size, self.device = config, min(config.codes, distinct), device
         self.seed(0)
         self.network = RQVAENetwork(dataclasses.replace(config, codes=self.size), x.shape[1])
-        for name, value in zip(("mean", "scale"), _moments(x, order)): setattr(self.network, name, value)
-        self.network.to(device); self.x, self.order = x.to(device), order.to(device)
+        for name, value in zip(("mean", "scale"), _moments(x, order)):
+            setattr(self.network, name, value)
+        self.network.to(device)
+        self.x, self.order = x.to(device), order.to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.epoch, self.history, self.reseeded = 0, [], torch.zeros(config.levels, dtype=torch.int64)
 
     @property
-    def columns(self) -> list[str]: return ["epoch", "loss", "reconstruction", "quantization", "diversity", "collision", "reseeded", *(f"utilization_{a}" for a in ascii_lowercase[:self.config.levels])]
+    def columns(self) -> list[str]:
+        return [
+            "epoch",
+            "loss",
+            "reconstruction",
+            "quantization",
+            "diversity",
+            "collision",
+            "reseeded",
+            *(f"utilization_{a}" for a in ascii_lowercase[: self.config.levels]),
+        ]
 
     @property
-    def frame(self) -> pd.DataFrame: return pd.DataFrame(self.history, columns=self.columns).astype({"epoch": int})
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.history, columns=self.columns).astype({"epoch": int})
 
-    def seed(self, epoch: int) -> None: torch.manual_seed(int(np.random.SeedSequence([self.config.seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
+    def seed(self, epoch: int) -> None:
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
 
     @torch.no_grad()
     def latents(self, chunk: int = 8192) -> torch.Tensor:
@@ -167,35 +226,52 @@ class _Training:
 # %% ../../nbs/05_sid/07_rqvae.ipynb #f99af452
 def _optimize(run: _Training) -> dict:
     "All items once; the mean losses, weighted by items."
-    run.network.train(); sums = {}
+    run.network.train()
+    sums = {}
     for rows in torch.randperm(len(run.x)).tensor_split(math.ceil(len(run.x) / run.config.batch_size)):
         losses = run.network(run.x[run.order[rows.to(run.device)]])
         loss = losses["reconstruction"] + losses["quantization"] + run.config.diversity * losses["diversity"]
-        if not torch.isfinite(loss): raise GTIError(f"RQ-VAE, epoch {run.epoch + 1}: the loss is {loss.item()}; this step changed nothing. Lower learning_rate, now {run.config.learning_rate}")
-        run.optimizer.zero_grad(); loss.backward(); run.optimizer.step()
-        for name, value in dict(loss=loss, **losses).items(): sums[name] = sums.get(name, 0.0) + value.item() * len(rows)
+        if not torch.isfinite(loss):
+            raise GTIError(
+                f"RQ-VAE, epoch {run.epoch + 1}: the loss is {loss.item()}; this step changed nothing. Lower learning_rate, now {run.config.learning_rate}"
+            )
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+        for name, value in dict(loss=loss, **losses).items():
+            sums[name] = sums.get(name, 0.0) + value.item() * len(rows)
     return {name: value / len(run.x) for name, value in sums.items()}
+
 
 def _reseed(run: _Training, latents: torch.Tensor) -> int:
     "Move dead codes, forget their moments, and form the clusters for the diversity loss anew; how many codes moved."
     moved = reseed_dead(run.network.quantizer, latents) if run.config.reseed else []
     for book, dead in zip(run.network.quantizer.codebooks, moved):
-        for moment in ("exp_avg", "exp_avg_sq"): run.optimizer.state[book][moment][dead] = 0
-    if moved: run.reseeded += torch.tensor([len(dead) for dead in moved])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            run.optimizer.state[book][moment][dead] = 0
+    if moved:
+        run.reseeded += torch.tensor([len(dead) for dead in moved])
     cluster_codebooks(run.network.quantizer, run.config.seed)
     return sum(map(len, moved))
+
 
 def _measure(run: _Training) -> dict:
     "Collisions and use of codes at inference; dead codes are reseeded afterwards, or before when training is over."
     latents, over = run.latents(), run.epoch == run.config.epochs
     reseeded = _reseed(run, latents) if over else 0
     codes = nearest_codes(latents, run.network.quantizer.codebooks)
-    row = dict(collision=1 - len(codes.unique(dim=0)) / len(codes), **{f"utilization_{a}": len(c.unique()) / run.size for a, c in zip(ascii_lowercase, codes.T)})
+    row = dict(
+        collision=1 - len(codes.unique(dim=0)) / len(codes),
+        **{f"utilization_{a}": len(c.unique()) / run.size for a, c in zip(ascii_lowercase, codes.T)},
+    )
     return dict(row, reseeded=reseeded if over else _reseed(run, latents))
+
 
 def _one_epoch(run: _Training) -> dict:
     "Train on all items once; the row of the history."
-    run.seed(run.epoch + 1); losses = _optimize(run); run.epoch += 1
+    run.seed(run.epoch + 1)
+    losses = _optimize(run)
+    run.epoch += 1
     measured = _measure(run) if run.epoch % run.config.measure_every == 0 or run.epoch == run.config.epochs else {}
     run.history.append({name: {"epoch": run.epoch, **losses, **measured}.get(name, math.nan) for name in run.columns})
     return run.history[-1]
@@ -204,27 +280,39 @@ def _one_epoch(run: _Training) -> dict:
 def _store(folder: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     "Write tensors, then the JSON that names them; tensors of an earlier checkpoint go last."
     data = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    sha256 = hashlib.sha256(data).hexdigest(); file = f"rqvae-{sha256[:16]}.safetensors"
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = f"rqvae-{sha256[:16]}.safetensors"
     write_atomic(folder / file, data)
     write_json(folder / "rqvae.json", dict(schema=1, **meta, file=file, sha256=sha256))
     for old in folder.glob("rqvae-*.safetensors"):
-        if old.name != file: old.unlink(missing_ok=True)
+        if old.name != file:
+            old.unlink(missing_ok=True)
+
 
 def _restore(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     "Read what `_store` wrote, and check that it is whole and finite."
     meta = read_json(folder / "rqvae.json")
-    if meta.get("schema") != 1: raise GTIError(f"{folder / 'rqvae.json'}: schema {meta.get('schema')!r}, this version reads 1; train again or update gti-nb")
-    if not {"config", "vectors", "file", "sha256"} <= set(meta): raise GTIError(f"{folder / 'rqvae.json'}: describes no RQ-VAE; give a folder written by RQVAE")
+    if meta.get("schema") != 1:
+        raise GTIError(f"{folder / 'rqvae.json'}: schema {meta.get('schema')!r}, this version reads 1; train again or update gti-nb")
+    if not {"config", "vectors", "file", "sha256"} <= set(meta):
+        raise GTIError(f"{folder / 'rqvae.json'}: describes no RQ-VAE; give a folder written by RQVAE")
     file = folder / Path(meta["file"]).name
-    if file_hash(file) != meta["sha256"]: raise GTIError(f"{file}: not the file that was written, it is damaged or was replaced; remove {folder} and train again")
+    if file_hash(file) != meta["sha256"]:
+        raise GTIError(f"{file}: not the file that was written, it is damaged or was replaced; remove {folder} and train again")
     tensors = safetensors.torch.load(file.read_bytes())
     broken = [name for name, t in tensors.items() if name != "history" and not torch.isfinite(t).all()]
-    if broken: raise GTIError(f"{file}: {broken[0]} holds NaN or infinite values; remove {folder} and train again with a lower learning_rate")
+    if broken:
+        raise GTIError(f"{file}: {broken[0]} holds NaN or infinite values; remove {folder} and train again with a lower learning_rate")
     return tensors, meta
+
 
 def _weights(network: nn.Module, history: pd.DataFrame) -> dict[str, torch.Tensor]:
     "A network and how it came to be, as tensors."
-    return {"history": torch.tensor(history.to_numpy(dtype=np.float64)), **{f"network.{name}": t for name, t in network.state_dict().items()}}
+    return {
+        "history": torch.tensor(history.to_numpy(dtype=np.float64)),
+        **{f"network.{name}": t for name, t in network.state_dict().items()},
+    }
+
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     "The tensors under a prefix, without it."
@@ -237,30 +325,54 @@ def _save_checkpoint(run: _Training, folder: Path) -> None:
     _store(folder, {**_weights(run.network, run.frame), **state, "reseeded": run.reseeded}, _meta(run))
     write_atomic(folder / "history.csv", run.frame.to_csv(index=False))
 
+
 def _meta(run: _Training) -> dict:
     "What a network was trained on, with what."
-    return dict(config=dataclasses.asdict(run.config), vectors=run.data, dim=run.x.shape[1], codes=run.size, epoch=run.epoch, columns=run.columns, torch=torch.__version__)
+    return dict(
+        config=dataclasses.asdict(run.config),
+        vectors=run.data,
+        dim=run.x.shape[1],
+        codes=run.size,
+        epoch=run.epoch,
+        columns=run.columns,
+        torch=torch.__version__,
+    )
+
 
 def _resume(run: _Training, folder: Path) -> bool:
     "Go on from the checkpoint in `folder`, if there is one; `GTIError` when it belongs to another run."
     if not (folder / "rqvae.json").exists():
-        if (folder / "history.csv").exists(): raise GTIError(f"{folder}: holds a history.csv but no checkpoint of ours; choose another out_dir")
+        if (folder / "history.csv").exists():
+            raise GTIError(f"{folder}: holds a history.csv but no checkpoint of ours; choose another out_dir")
         return False
     tensors, meta = _restore(folder)
     config, there = dataclasses.asdict(run.config), {**meta["config"], "vectors": meta["vectors"]}
-    different = [f"{name}: {there.get(name)!r} there, {value!r} now" for name, value in {**config, "hidden": list(run.config.hidden), "vectors": run.data}.items() if there.get(name) != value]
-    if different: raise GTIError(f"{folder}: holds the checkpoint of another run ({'; '.join(different)}); choose another out_dir or remove this one")
-    if "reseeded" not in tensors: raise GTIError(f"{folder}: holds a saved model without its optimizer, which cannot be trained further; choose another out_dir")
+    different = [
+        f"{name}: {there.get(name)!r} there, {value!r} now"
+        for name, value in {**config, "hidden": list(run.config.hidden), "vectors": run.data}.items()
+        if there.get(name) != value
+    ]
+    if different:
+        raise GTIError(f"{folder}: holds the checkpoint of another run ({'; '.join(different)}); choose another out_dir or remove this one")
+    if "reseeded" not in tensors:
+        raise GTIError(f"{folder}: holds a saved model without its optimizer, which cannot be trained further; choose another out_dir")
     run.network.load_state_dict(_part(tensors, "network."))
     moments = {}
-    for name, t in _part(tensors, "optimizer.").items(): i, _, key = name.partition("."); moments.setdefault(int(i), {})[key] = t
+    for name, t in _part(tensors, "optimizer.").items():
+        i, _, key = name.partition(".")
+        moments.setdefault(int(i), {})[key] = t
     run.optimizer.load_state_dict(dict(state=moments, param_groups=run.optimizer.state_dict()["param_groups"]))
-    run.epoch, run.reseeded, run.history = meta["epoch"], tensors["reseeded"], pd.DataFrame(tensors["history"].numpy(), columns=run.columns).to_dict("records")
+    run.epoch, run.reseeded, run.history = (
+        meta["epoch"],
+        tensors["reseeded"],
+        pd.DataFrame(tensors["history"].numpy(), columns=run.columns).to_dict("records"),
+    )
     return True
 
 # %% ../../nbs/05_sid/07_rqvae.ipynb #7c78f038
 class RQVAE:
     "Residual-quantized variational autoencoder: `RQVAE('small').fit(vectors)` gives `SemanticIds`."
+
     def __init__(
         self,
         config: str | RQVAEConfig = "paper",  # the name of a preset, or settings
@@ -269,7 +381,9 @@ class RQVAE:
     ):
         self.config, self.device = rqvae_config(config, **fields), pick_device(device)
         self.network: RQVAENetwork | None = None  # after `fit` or `load`
-        self.history: pd.DataFrame | None = None  # a row per epoch: losses, and where measured collision, utilization by level, reseeded codes
+        self.history: pd.DataFrame | None = (
+            None  # a row per epoch: losses, and where measured collision, utilization by level, reseeded codes
+        )
         self._meta: dict = {}
 
     def fit(
@@ -284,7 +398,8 @@ class RQVAE:
         x = _checked(vectors, self.config.codes)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             run, folder = _Training(self.config, x, self.device), None if out_dir is None else Path(out_dir)
-            if folder is None or not _resume(run, folder): run.start()
+            if folder is None or not _resume(run, folder):
+                run.start()
             _train(run, folder, progress, on_epoch, checkpoint_seconds)
         self.network, self.history, self._meta = run.network.eval(), run.frame, _meta(run)
         return _result(run)
@@ -298,8 +413,11 @@ def _train(run: _Training, folder: Path | None, progress: bool, on_epoch: Callab
         row = _one_epoch(run)
         measured = row if row["collision"] == row["collision"] else measured
         bar.set_postfix(loss=f"{row['loss']:.3f}", collision=f"{measured.get('collision', math.nan):.3f}", refresh=False)
-        if folder is not None and (run.epoch == run.config.epochs or time.monotonic() - saved >= checkpoint_seconds): _save_checkpoint(run, folder); saved = time.monotonic()
-        if on_epoch is not None: on_epoch(row)
+        if folder is not None and (run.epoch == run.config.epochs or time.monotonic() - saved >= checkpoint_seconds):
+            _save_checkpoint(run, folder)
+            saved = time.monotonic()
+        if on_epoch is not None:
+            on_epoch(row)
 
 # %% ../../nbs/05_sid/07_rqvae.ipynb #eb325ded
 @torch.no_grad()
@@ -312,10 +430,19 @@ def _result(run: _Training) -> SemanticIds:
     error = total = 0.0
     for rows, quantized in zip(run.order.split(8192), sids.reconstruct().split(8192)):
         x = run.x[rows]
-        error += (run.network.decode(quantized.to(run.device)) - x).double().square().sum().item(); total += x.double().square().sum().item()
+        error += (run.network.decode(quantized.to(run.device)) - x).double().square().sum().item()
+        total += x.double().square().sum().item()
     measured = run.history[-1]
-    sids.quality = dict(residual_energy=sids.residual_energy(latents), reconstruction=error / run.x.numel(), reconstruction_energy=error / total, collision=measured["collision"],
-                        utilization=[measured[f"utilization_{a}"] for a in ascii_lowercase[:sids.levels]], reseeded=run.reseeded.tolist(), reduced=[run.config.codes - run.size] * sids.levels, epochs=run.epoch)
+    sids.quality = dict(
+        residual_energy=sids.residual_energy(latents),
+        reconstruction=error / run.x.numel(),
+        reconstruction_energy=error / total,
+        collision=measured["collision"],
+        utilization=[measured[f"utilization_{a}"] for a in ascii_lowercase[: sids.levels]],
+        reseeded=run.reseeded.tolist(),
+        reduced=[run.config.codes - run.size] * sids.levels,
+        epochs=run.epoch,
+    )
     sids.codes = codes[torch.argsort(order)]
     return sids
 
@@ -328,11 +455,15 @@ def latent(
 ) -> torch.Tensor:  # float32 [n, latent], on the CPU
     "The latents, the vectors that codebooks add up to."
     x = _float32(vectors)
-    if self.network is None: raise GTIError("RQVAE: not trained yet; call fit, or RQVAE.load a saved one")
+    if self.network is None:
+        raise GTIError("RQVAE: not trained yet; call fit, or RQVAE.load a saved one")
     dim = len(self.network.mean)
-    if x.ndim != 2 or x.shape[1] != dim: raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, {dim}], the width this RQ-VAE was trained on")
-    if not torch.isfinite(x).all(): raise GTIError("vectors: some are NaN or infinite; look at the texts and encode again")
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise GTIError(f"vectors: got shape {tuple(x.shape)}, expected [n, {dim}], the width this RQ-VAE was trained on")
+    if not torch.isfinite(x).all():
+        raise GTIError("vectors: some are NaN or infinite; look at the texts and encode again")
     return torch.cat([self.network.latent(part.to(self.device)).cpu() for part in x.split(8192)])
+
 
 @patch
 @torch.no_grad()
@@ -341,8 +472,10 @@ def decode(
     latents: torch.Tensor,  # [n, latent], as `latent` or `SemanticIds.reconstruct` gives them
 ) -> torch.Tensor:  # float32 [n, d], on the CPU
     "Vectors rebuilt from latents."
-    if self.network is None: raise GTIError("RQVAE: not trained yet; call fit, or RQVAE.load a saved one")
+    if self.network is None:
+        raise GTIError("RQVAE: not trained yet; call fit, or RQVAE.load a saved one")
     return torch.cat([self.network.decode(part.to(self.device)).cpu() for part in latents.float().split(8192)])
+
 
 @patch
 def assign(
@@ -351,6 +484,7 @@ def assign(
 ) -> torch.Tensor:  # codes int64 [n, levels]
     "The nearest codes of vectors, also of items that were not there when the network was trained; collisions stay."
     return nearest_codes(self.latent(vectors), self.codebooks)
+
 
 @patch(as_prop=True)
 def codebooks(self: RQVAE) -> list[torch.Tensor]:
@@ -364,9 +498,12 @@ def save(
     folder: str | Path,  # new or empty
 ) -> Path:
     "Write the network and its history: `rqvae.json` and a safetensors file."
-    if self.network is None: raise GTIError("RQVAE: not trained yet; call fit before save")
-    with atomic_dir(folder) as temporary: _store(temporary, _weights(self.network, self.history), self._meta)
+    if self.network is None:
+        raise GTIError("RQVAE: not trained yet; call fit before save")
+    with atomic_dir(folder) as temporary:
+        _store(temporary, _weights(self.network, self.history), self._meta)
     return Path(folder)
+
 
 @patch(cls_method=True)
 def load(
@@ -378,7 +515,8 @@ def load(
     tensors, meta = _restore(Path(folder))
     self = cls(RQVAEConfig(**meta["config"]), device)
     self.network = RQVAENetwork(dataclasses.replace(self.config, codes=meta["codes"]), meta["dim"])
-    self.network.load_state_dict(_part(tensors, "network.")); self.network.to(self.device).eval()
+    self.network.load_state_dict(_part(tensors, "network."))
+    self.network.to(self.device).eval()
     self.history = pd.DataFrame(tensors["history"].numpy(), columns=meta["columns"]).astype({"epoch": int})
     self._meta = {k: v for k, v in meta.items() if k not in ("schema", "file", "sha256")}
     return self

@@ -9,9 +9,11 @@ __all__ = ['WatchSteps', 'WriteCheckpoints', 'KeepBest']
 import math
 import signal
 from collections.abc import Callable, Mapping
+
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
+
 from ..core import GTIError, progress
 from .checkpoints import restore_random
 
@@ -25,48 +27,83 @@ def _log(trainer: Trainer, values: dict[str, float]) -> None:
 
 class WatchSteps(TrainerCallback):
     "Records losses, moves the bar, refuses gradients that are not numbers."
-    def __init__(self, desc: str, records: list[dict], enabled: bool): self.desc, self.records, self.enabled = desc, records, enabled
+
+    def __init__(self, desc: str, records: list[dict], enabled: bool):
+        self.desc, self.records, self.enabled = desc, records, enabled
+
     def on_train_begin(self, args, state, control, **kw):
         self.trainer.pending = []
-        self.bar = progress(total=state.max_steps, desc=self.desc, enabled=self.enabled and args.process_index == 0); self.bar.update(state.global_step)
+        self.bar = progress(total=state.max_steps, desc=self.desc, enabled=self.enabled and args.process_index == 0)
+        self.bar.update(state.global_step)
+
     def on_pre_optimizer_step(self, args, state, control, **kw):
-        norms = torch._foreach_norm([p.grad for group in self.trainer.optimizer.param_groups for p in group["params"] if p.grad is not None])
-        if not torch.stack(norms).isfinite().all(): raise GTIError(f"step {state.global_step}, {self.trainer.pending[0][0]}: a gradient is not a number; nothing was changed by this step. Lower learning_rate, or set precision='fp32'")
+        norms = torch._foreach_norm(
+            [p.grad for group in self.trainer.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        )
+        if not torch.stack(norms).isfinite().all():
+            raise GTIError(
+                f"step {state.global_step}, {self.trainer.pending[0][0]}: a gradient is not a number; nothing was changed by this step. Lower learning_rate, or set precision='fp32'"
+            )
+
     def on_step_end(self, args, state, control, **kw):
         pending, trainer = self.trainer.pending, self.trainer
-        total = sum(torch.cat([torch.tensor([loss], dtype=torch.float64), *(t.double().cpu() for t in tasks.values())]) for _, loss, tasks in pending)
-        if args.world_size > 1: torch.distributed.all_reduce(shared := total.to(args.device)); total = shared.cpu()
+        total = sum(
+            torch.cat([torch.tensor([loss], dtype=torch.float64), *(t.double().cpu() for t in tasks.values())])
+            for _, loss, tasks in pending
+        )
+        if args.world_size > 1:
+            torch.distributed.all_reduce(shared := total.to(args.device))
+            total = shared.cpu()
         record = dict(step=state.global_step - 1, direction=pending[0][0], loss=total[0].item())
-        if pending[0][2]: record["tasks"] = {task: s / n for task, (s, n) in zip(pending[0][2], total[1:].view(-1, 2).tolist())}
-        self.records.append(record); pending.clear()
-        if args.report_to and len(record.get("tasks", {})) > 1: _log(trainer, {f"loss/{task}": value for task, value in record["tasks"].items()})
+        if pending[0][2]:
+            record["tasks"] = {task: s / n for task, (s, n) in zip(pending[0][2], total[1:].view(-1, 2).tolist())}
+        self.records.append(record)
+        pending.clear()
+        if args.report_to and len(record.get("tasks", {})) > 1:
+            _log(trainer, {f"loss/{task}": value for task, value in record["tasks"].items()})
         recent = [r["loss"] for r in self.records[-20:]]
-        self.bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", refresh=False); self.bar.update(1)
-    def on_train_end(self, args, state, control, **kw): self.bar.close()
+        self.bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", refresh=False)
+        self.bar.update(1)
+
+    def on_train_end(self, args, state, control, **kw):
+        self.bar.close()
 
 
 class WriteCheckpoints(TrainerCallback):
     "Starts where the checkpoint ended, saves every few steps, and when the stage is interrupted."
+
     def __init__(self, done: int, tensors: dict | None, every: int, arrived: list[int], save: Callable[[int], None]):
         self.done, self.tensors, self.every, self.arrived, self.save = done, tensors, every, arrived, save
-    def on_train_begin(self, args, state, control, **kw): state.global_step = self.done
+
+    def on_train_begin(self, args, state, control, **kw):
+        state.global_step = self.done
+
     def on_step_begin(self, args, state, control, **kw):
-        if self.tensors is not None: restore_random(self.tensors); self.tensors = None
+        if self.tensors is not None:
+            restore_random(self.tensors)
+            self.tensors = None
+
     def _arrived(self, args) -> int:
         "The signal that came to any of the processes, 0 for none: they stop behind the same step."
         number = self.arrived[0] if self.arrived else 0
-        if args.world_size == 1 or not self.every: return number
+        if args.world_size == 1 or not self.every:
+            return number
         torch.distributed.all_reduce(shared := torch.tensor([number], device=args.device), torch.distributed.ReduceOp.MAX)
         return int(shared)
+
     def on_step_end(self, args, state, control, **kw):
         number = self._arrived(args)
-        if self.every and (state.global_step % self.every == 0 or number): self.save(state.global_step)
-        if number and not self.arrived: signal.raise_signal(number)  # came to another process: noted here as there
-        if number: signal.raise_signal(number)
+        if self.every and (state.global_step % self.every == 0 or number):
+            self.save(state.global_step)
+        if number and not self.arrived:
+            signal.raise_signal(number)  # came to another process: noted here as there
+        if number:
+            signal.raise_signal(number)
 
 # %% ../../nbs/08_training/01_callbacks.ipynb #a05e3e63
 class KeepBest(TrainerCallback):
     "Measures the model every few steps and at the end, keeps the best weights, and ends the stage when they stop getting better."
+
     def __init__(
         self,
         measure: Callable[[], dict[str, float]],  # name -> value, of the model as it is now
@@ -77,15 +114,24 @@ class KeepBest(TrainerCallback):
         greater_is_better: bool | None = None,  # None: unless the name ends in "loss"
         kept: dict[str, torch.Tensor] | None = None,  # the best weights, "best.i"; give `Checkpoints.extra` to have them survive
     ):
-        self.measure, self.parameters, self.every, self.patience, self.metric, self.greater = measure, parameters, every, patience, metric, greater_is_better
+        self.measure, self.parameters, self.every, self.patience, self.metric, self.greater = (
+            measure,
+            parameters,
+            every,
+            patience,
+            metric,
+            greater_is_better,
+        )
         self.kept = {} if kept is None else kept
 
     def scores(self) -> list[float]:
         "What decided at every look so far, larger is better."
         looks = [r["validation"] for r in self.trainer.records if "validation" in r]
-        if not looks: return []
+        if not looks:
+            return []
         name = next(iter(looks[0])) if self.metric is None else self.metric
-        if name not in looks[0]: raise GTIError(f"metric_for_best_model: got {name!r}, allowed: {', '.join(map(repr, looks[0]))}, which is what was measured")
+        if name not in looks[0]:
+            raise GTIError(f"metric_for_best_model: got {name!r}, allowed: {', '.join(map(repr, looks[0]))}, which is what was measured")
         greater = not name.endswith("loss") if self.greater is None else self.greater
         return [look[name] if greater else -look[name] for look in looks]
 
@@ -95,24 +141,32 @@ class KeepBest(TrainerCallback):
         return bool(self.patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
 
     def on_step_end(self, args, state, control, **kw):
-        if state.global_step % self.every and state.global_step < state.max_steps: return
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
         self.trainer.model.eval()
-        with torch.no_grad(): found = self.measure()
-        if not isinstance(found, Mapping): raise GTIError(f"step {state.global_step}: validation gave {found!r}; expected a number by name, such as {{'loss': 3.2}}")
+        with torch.no_grad():
+            found = self.measure()
+        if not isinstance(found, Mapping):
+            raise GTIError(f"step {state.global_step}: validation gave {found!r}; expected a number by name, such as {{'loss': 3.2}}")
         values = {name: float(value) for name, value in found.items()}
         self.trainer.model.train()
         if args.world_size > 1:  # one answer for all processes
             torch.distributed.broadcast(shared := torch.tensor(list(values.values()), dtype=torch.float64, device=args.device), 0)
             values = dict(zip(values, shared.tolist()))
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        if wrong or not values: raise GTIError(f"step {state.global_step}: validation gave {values}; expected one finite number or more")
+        if wrong or not values:
+            raise GTIError(f"step {state.global_step}: validation gave {values}; expected one finite number or more")
         self.trainer.records[-1]["validation"] = values
-        if args.report_to: _log(self.trainer, {f"eval_{name}": value for name, value in values.items()})
+        if args.report_to:
+            _log(self.trainer, {f"eval_{name}": value for name, value in values.items()})
         scores = self.scores()
-        if scores.index(max(scores)) == len(scores) - 1: self.kept |= {f"best.{i}": p.detach().cpu().clone() for i, p in enumerate(self.parameters)}
-        if self.ended(): control.should_training_stop = True
+        if scores.index(max(scores)) == len(scores) - 1:
+            self.kept |= {f"best.{i}": p.detach().cpu().clone() for i, p in enumerate(self.parameters)}
+        if self.ended():
+            control.should_training_stop = True
 
     @torch.no_grad()
     def take_best(self) -> None:
         "Put the best weights seen back in place."
-        for i, p in enumerate(self.parameters): p.copy_(self.kept[f"best.{i}"])
+        for i, p in enumerate(self.parameters):
+            p.copy_(self.kept[f"best.{i}"])

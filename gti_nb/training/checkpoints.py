@@ -6,13 +6,19 @@
 __all__ = ['restore_random', 'save_checkpoint', 'load_checkpoint', 'finish_step_first']
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #9ffc9f13
-import re, shutil, signal, threading, warnings
+import re
+import shutil
+import signal
+import threading
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
+
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor, distribute_tensor
+
 from ..core import GTIError, atomic_dir, file_hash, read_json, write_json
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #352bd63f
@@ -25,17 +31,24 @@ def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
             out |= {f"{g}.{i}.{name}": torch.as_tensor(value) for name, value in optimizer.state.get(p, {}).items()}
     return out
 
+
 def _whole(x: torch.Tensor) -> torch.Tensor:
     "The tensor of which this process may hold a part."
     return x.full_tensor() if isinstance(x, DTensor) else x
+
 
 def _like(x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     "A tensor of a parameter's shape where the parameter is, or this process's part of it."
     return distribute_tensor(x.to(p.device), p.device_mesh, p.placements) if isinstance(p, DTensor) else x.to(p.device)
 
+
 def _random_states() -> dict[str, torch.Tensor]:
     "The states of torch's generators, on the CPU and on every GPU."
-    return {"random.cpu": torch.get_rng_state(), **{f"random.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])}}
+    return {
+        "random.cpu": torch.get_rng_state(),
+        **{f"random.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])},
+    }
+
 
 def restore_random(
     tensors: dict[str, torch.Tensor],  # as `load_checkpoint` gives them
@@ -43,19 +56,23 @@ def restore_random(
     "Put the random generators where they were when the checkpoint was written; GPUs that are not there are passed over."
     torch.set_rng_state(tensors["random.cpu"])
     for i in range(torch.cuda.device_count()):
-        if f"random.cuda{i}" in tensors: torch.cuda.set_rng_state(tensors[f"random.cuda{i}"], i)
+        if f"random.cuda{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda{i}"], i)
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #9b5c76db
 def _found(folder: Path) -> list[tuple[int, Path]]:
     "Complete checkpoints, oldest first."
     return sorted((int(p.name[5:]), p) for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)) if folder.is_dir() else []
 
+
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     "A safetensors file; what the disk refuses is an `OSError`, as with any other file."
-    try: safetensors.torch.save_file(tensors, path)
+    try:
+        safetensors.torch.save_file(tensors, path)
     except SafetensorError as e:
         code = re.search(r"os error (\d+)", str(e))
         raise OSError(int(code[1]), str(e)) if code else GTIError(f"{path}: {e}") from e
+
 
 def save_checkpoint(
     folder: str | Path,  # holds one folder per checkpoint
@@ -69,25 +86,44 @@ def save_checkpoint(
     layout: dict = {},  # name -> setting of how a step is computed: another run may differ, and is not exact then
 ) -> Path:  # the checkpoint's folder
     "Write everything a stage needs to go on from this step; older checkpoints but one are removed."
-    folder = Path(folder); new = folder/f"step-{step:06d}"
+    folder = Path(folder)
+    new = folder / f"step-{step:06d}"
     tensors = {**_tensors(optimizer), **_random_states(), **{f"extra.{k}": v for k, v in extra.items()}}
     for name, value in tensors.items():
         value = _whole(value)
         tensors[name] = value.detach().cpu().contiguous() if write else None
-    if not write: return new
+    if not write:
+        return new
     with atomic_dir(new, replace=True) as tmp:
-        _write_tensors(tmp/"state.safetensors", tensors)
-        write_json(tmp/"state.json", dict(schema=1, step=step, key=key, layout=layout, processes=processes, sha256=file_hash(tmp/"state.safetensors"), records=list(records)))
-    for _, old in _found(folder)[:-2]: shutil.rmtree(old)
+        _write_tensors(tmp / "state.safetensors", tensors)
+        write_json(
+            tmp / "state.json",
+            dict(
+                schema=1,
+                step=step,
+                key=key,
+                layout=layout,
+                processes=processes,
+                sha256=file_hash(tmp / "state.safetensors"),
+                records=list(records),
+            ),
+        )
+    for _, old in _found(folder)[:-2]:
+        shutil.rmtree(old)
     return new
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #75f680c2
 def _verified(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     "What a checkpoint holds, after its hash has been checked."
-    about, file = read_json(path/"state.json"), path/"state.safetensors"
-    if about.get("schema") != 1: raise GTIError(f"{path}: schema {about.get('schema')!r}, this version reads 1; update gti-nb, or remove the folder to go on from an older checkpoint")
-    if not file.is_file() or file_hash(file) != about["sha256"]: raise GTIError(f"{file}: damaged, it is not the file that was written; remove {path} to go on from the checkpoint before it")
+    about, file = read_json(path / "state.json"), path / "state.safetensors"
+    if about.get("schema") != 1:
+        raise GTIError(
+            f"{path}: schema {about.get('schema')!r}, this version reads 1; update gti-nb, or remove the folder to go on from an older checkpoint"
+        )
+    if not file.is_file() or file_hash(file) != about["sha256"]:
+        raise GTIError(f"{file}: damaged, it is not the file that was written; remove {path} to go on from the checkpoint before it")
     return about, {name: values.clone() for name, values in safetensors.torch.load_file(file).items()}
+
 
 def load_checkpoint(
     folder: str | Path,  # as `save_checkpoint` takes it
@@ -96,18 +132,26 @@ def load_checkpoint(
     force: bool = False,  # go on even if the key differs, with a warning that says how
 ) -> tuple[dict, dict[str, torch.Tensor]] | None:  # step, records, processes; all tensors; None where there is no checkpoint
     "Take up the latest checkpoint."
-    if not (found := _found(Path(folder))): return None
-    path = found[-1][1]; about, tensors = _verified(path)
+    if not (found := _found(Path(folder))):
+        return None
+    path = found[-1][1]
+    about, tensors = _verified(path)
     theirs, ours = about["key"], {k: v for k, v in key.items()}
-    differs = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k))
-    if differs and not force: raise GTIError(f"{path}: of another run ({differs}); use another out_dir, remove {folder}, or force it")
-    if differs: warnings.warn(f"{path}: of another run ({differs}); going on from it all the same, as asked")
+    differs = "; ".join(
+        f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)
+    )
+    if differs and not force:
+        raise GTIError(f"{path}: of another run ({differs}); use another out_dir, remove {folder}, or force it")
+    if differs:
+        warnings.warn(f"{path}: of another run ({differs}); going on from it all the same, as asked")
     for g, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):
-            if f"{g}.{i}" not in tensors or tensors[f"{g}.{i}"].shape != p.shape: raise GTIError(f"{path}: holds no parameter {g}.{i} of shape {tuple(p.shape)}; it belongs to another model")
+            if f"{g}.{i}" not in tensors or tensors[f"{g}.{i}"].shape != p.shape:
+                raise GTIError(f"{path}: holds no parameter {g}.{i} of shape {tuple(p.shape)}; it belongs to another model")
             p.data.copy_(_like(tensors[f"{g}.{i}"], p))
             own = {name: tensors[f"{g}.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq") if f"{g}.{i}.{name}" in tensors}
-            if own: optimizer.state[p] = {name: _like(v, p) if v.shape == p.shape else v.to(p.device) for name, v in own.items()}
+            if own:
+                optimizer.state[p] = {name: _like(v, p) if v.shape == p.shape else v.to(p.device) for name, v in own.items()}
     return about, tensors
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #39bd4cda
@@ -115,13 +159,19 @@ def load_checkpoint(
 def finish_step_first(enabled: bool = True):
     "Gives a list that holds the signal that came, if one did; it is raised again by the caller when the step is saved."
     arrived, before = [], {}
+
     def note(number, frame):
         arrived.append(number)
-        for s, handler in before.items(): signal.signal(s, handler)
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
     if enabled and threading.current_thread() is threading.main_thread():
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         before = {s: h for s, h in before.items() if h not in (signal.SIG_IGN, None)}
-        for s in before: signal.signal(s, note)
-    try: yield arrived
+        for s in before:
+            signal.signal(s, note)
+    try:
+        yield arrived
     finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
+
 from ..core import GTIError
 from .callbacks import KeepBest, WatchSteps, WriteCheckpoints
 from .checkpoints import finish_step_first, load_checkpoint, save_checkpoint
@@ -27,46 +29,66 @@ from .checkpoints import finish_step_first, load_checkpoint, save_checkpoint
 # %% ../../nbs/08_training/02_stage.ipynb #3dbc2904
 class _Parts(Dataset):
     "The parts of the batches that this process computes, in order, from a step on."
+
     def __init__(self, make: Callable[[int, int, int], dict], first: int, steps: int, accumulation: int, rank: int, processes: int):
         self.make, self.first, self.steps, self.accumulation, self.rank, self.processes = make, first, steps, accumulation, rank, processes
-    def __len__(self): return (self.steps - self.first) * self.accumulation
-    def __getitem__(self, i): return self.make(self.first + i // self.accumulation, self.rank * self.accumulation + i % self.accumulation, self.processes * self.accumulation)
+
+    def __len__(self):
+        return (self.steps - self.first) * self.accumulation
+
+    def __getitem__(self, i):
+        return self.make(
+            self.first + i // self.accumulation, self.rank * self.accumulation + i % self.accumulation, self.processes * self.accumulation
+        )
 
 
 class StageTrainer(Trainer):
     "Trainer over ready parts: weighs them, and stops before a step that would spoil the weights."
-    def get_train_dataloader(self): return DataLoader(self.train_dataset, batch_size=None, collate_fn=lambda batch: batch)
+
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=None, collate_fn=lambda batch: batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         direction, share = inputs.pop("direction"), inputs.pop("share", 1.0)
         out = model(**inputs)
         loss, tasks = out if isinstance(out, tuple) else (out, {})
-        if not math.isfinite(loss.item()): raise GTIError(f"step {self.state.global_step}, {direction}: the loss is {loss.item()}; nothing was changed by this step. Lower learning_rate, or set precision='fp32'")
+        if not math.isfinite(loss.item()):
+            raise GTIError(
+                f"step {self.state.global_step}, {direction}: the loss is {loss.item()}; nothing was changed by this step. Lower learning_rate, or set precision='fp32'"
+            )
         self.pending.append((direction, share * loss.item(), tasks))
         return loss * (share * self.args.world_size * self.args.gradient_accumulation_steps)  # both are divided out again
 
     def training_step(self, model, inputs, *args, **kwargs):
-        try: return super().training_step(model, inputs, *args, **kwargs)
+        try:
+            return super().training_step(model, inputs, *args, **kwargs)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-            if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e): raise
+            if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
+                raise
             size = f" ({self.model.size(**inputs)})" if hasattr(self.model, "size") else ""
-            raise GTIError(f"step {self.state.global_step}: out of memory{size}; nothing was changed by this step. Raise gradient_accumulation_steps: the same batch in smaller parts") from e
+            raise GTIError(
+                f"step {self.state.global_step}: out of memory{size}; nothing was changed by this step. Raise gradient_accumulation_steps: the same batch in smaller parts"
+            ) from e
 
 # %% ../../nbs/08_training/02_stage.ipynb #30849867
 @dataclass
 class StageResult:
     "What a training stage did."
+
     losses: list[dict]  # one record a step: stage, step, direction, loss (nats per target token); tasks and validation where there are any
     seconds: float  # wall time of the training loop
     tokens: int  # tokens that went through the backbone, padding included
     flops: float  # estimated floating-point operations of the matrix products
     heldout: dict | None = None  # losses on held-out pairs, where the stage has any
-    resumed: list[dict] = field(default_factory=list)  # where it went on from a checkpoint: step, and whether the result is exactly that of an uninterrupted run
+    resumed: list[dict] = field(
+        default_factory=list
+    )  # where it went on from a checkpoint: step, and whether the result is exactly that of an uninterrupted run
 
 
 @dataclass
 class Checkpoints:
     "Where a stage keeps its state, and what belongs to the run."
+
     folder: Path  # one folder per checkpoint in it
     every: int  # steps between two
     key: dict  # name -> hash or setting; another run's checkpoint is refused
@@ -77,11 +99,15 @@ class Checkpoints:
 
 def _check_reports(report_to: str, checkpoints: Checkpoints | None) -> None:
     "Refuse trackers that are not there before any work."
-    if report_to == "none": return
+    if report_to == "none":
+        return
     try:
-        for callback in get_reporting_integration_callbacks([report_to]): callback()
-    except (ValueError, RuntimeError, ImportError) as e: raise GTIError(f"report_to: got {report_to!r}: {e}") from e
-    if report_to == "tensorboard" and checkpoints is None: raise GTIError("report_to: 'tensorboard' writes files; set out_dir (and save_steps), they go to its folder `runs`")
+        for callback in get_reporting_integration_callbacks([report_to]):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as e:
+        raise GTIError(f"report_to: got {report_to!r}: {e}") from e
+    if report_to == "tensorboard" and checkpoints is None:
+        raise GTIError("report_to: 'tensorboard' writes files; set out_dir (and save_steps), they go to its folder `runs`")
 
 
 def has_dropout(
@@ -91,14 +117,31 @@ def has_dropout(
     return any(m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", 0) for m in module.modules())
 
 
-def _arguments(folder: str, steps: int, accumulation: int, autocast: bool, device: torch.device | str, seed: int, report_to: str, sharded: bool) -> TrainingArguments:
+def _arguments(
+    folder: str, steps: int, accumulation: int, autocast: bool, device: torch.device | str, seed: int, report_to: str, sharded: bool
+) -> TrainingArguments:
     "The settings of `Trainer` that all stages share."
     on_cpu = torch.device(device).type == "cpu"
     args = TrainingArguments(
-        folder, max_steps=steps, per_device_train_batch_size=1, gradient_accumulation_steps=accumulation, max_grad_norm=1.0,
-        bf16=autocast, use_cpu=on_cpu, ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None, ddp_find_unused_parameters=True,
-        seed=seed, remove_unused_columns=False, disable_tqdm=True, logging_strategy="no" if report_to == "none" else "steps", logging_steps=1, save_strategy="no",
-        report_to=report_to, dataloader_pin_memory=False, accelerator_config=dict(gradient_accumulation_kwargs=dict(sync_each_batch=sharded)))  # a sharded model's gradients are never whole
+        folder,
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=1.0,
+        bf16=autocast,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None,
+        ddp_find_unused_parameters=True,
+        seed=seed,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        logging_strategy="no" if report_to == "none" else "steps",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=report_to,
+        dataloader_pin_memory=False,
+        accelerator_config=dict(gradient_accumulation_kwargs=dict(sync_each_batch=sharded)),
+    )  # a sharded model's gradients are never whole
     args._n_gpu = min(args.n_gpu, 1)  # on a machine with several GPUs: DataParallel cannot split these batches
     return args
 
@@ -106,7 +149,9 @@ def _arguments(folder: str, steps: int, accumulation: int, autocast: bool, devic
 def train_stage(
     name: str,  # shown on the progress bar and in the records
     module: nn.Module,  # forward(**part) -> mean loss of its targets; holds the parameters
-    batches: Callable[[int, int, int], dict],  # step, part, parts -> keyword arguments of the module for that part of the step's batch, with "direction" and "share"
+    batches: Callable[
+        [int, int, int], dict
+    ],  # step, part, parts -> keyword arguments of the module for that part of the step's batch, with "direction" and "share"
     groups: list[dict],  # AdamW parameter groups: params, lr, weight_decay
     steps: int,  # optimizer steps
     *,
@@ -117,7 +162,9 @@ def train_stage(
     device: torch.device | str = "cpu",  # where the module lives
     seed: int = 0,  # of dropout, where the model has any
     checkpoints: Checkpoints | None = None,  # None keeps nothing: an interrupted stage is lost
-    callbacks: Sequence[TrainerCallback] = (),  # more callbacks of `Trainer`; each finds the trainer, and the records so far, as its `trainer`
+    callbacks: Sequence[
+        TrainerCallback
+    ] = (),  # more callbacks of `Trainer`; each finds the trainer, and the records so far, as its `trainer`
     report_to: str = "none",  # "tensorboard", "wandb", ... as `TrainingArguments` takes it
     show: bool = True,  # show the progress bar
 ) -> tuple[list[dict], float, list[dict]]:  # records of step, direction and loss; seconds; where it was resumed
@@ -125,24 +172,61 @@ def train_stage(
     _check_reports(report_to, checkpoints)
     optimizer, records, resumed, done, tensors = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True), [], [], 0, None
     with tempfile.TemporaryDirectory() as scratch, finish_step_first(checkpoints is not None) as arrived:
-        args = _arguments(str(checkpoints.folder.parent) if report_to == "tensorboard" else scratch, steps, accumulation, autocast, device, seed, report_to, any(isinstance(p, DTensor) for p in module.parameters()))
+        args = _arguments(
+            str(checkpoints.folder.parent) if report_to == "tensorboard" else scratch,
+            steps,
+            accumulation,
+            autocast,
+            device,
+            seed,
+            report_to,
+            any(isinstance(p, DTensor) for p in module.parameters()),
+        )
         found = None if checkpoints is None else load_checkpoint(checkpoints.folder, optimizer, checkpoints.key, checkpoints.force)
         if found is not None:
             about, tensors = found
             done, same = about["step"], about["processes"] == args.world_size
             alike = same and about["key"] == checkpoints.key and about.get("layout") == checkpoints.layout
-            records, resumed = about["records"], [dict(step=done, exact=alike and (args.world_size == 1 or not has_dropout(module)))]  # the random states are those of the first process
-            if not same: warnings.warn(f"{checkpoints.folder}: written by {about['processes']} processes, now {args.world_size}; the result is not exactly that of an uninterrupted run")
+            records, resumed = (
+                about["records"],
+                [dict(step=done, exact=alike and (args.world_size == 1 or not has_dropout(module)))],
+            )  # the random states are those of the first process
+            if not same:
+                warnings.warn(
+                    f"{checkpoints.folder}: written by {about['processes']} processes, now {args.world_size}; the result is not exactly that of an uninterrupted run"
+                )
             checkpoints.extra |= {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
         scheduler = get_scheduler(lr_scheduler_type, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the optimizer's steps were taken before
-            for _ in range(done): scheduler.step()
-        save = lambda step: save_checkpoint(checkpoints.folder, step, optimizer, checkpoints.key, records, checkpoints.extra, args.world_size, args.process_index == 0, checkpoints.layout)
-        trainer = StageTrainer(model=module, args=args, train_dataset=_Parts(batches, done, steps, accumulation, args.process_index, args.world_size), optimizers=(optimizer, scheduler))
+            for _ in range(done):
+                scheduler.step()
+        save = lambda step: save_checkpoint(
+            checkpoints.folder,
+            step,
+            optimizer,
+            checkpoints.key,
+            records,
+            checkpoints.extra,
+            args.world_size,
+            args.process_index == 0,
+            checkpoints.layout,
+        )
+        trainer = StageTrainer(
+            model=module,
+            args=args,
+            train_dataset=_Parts(batches, done, steps, accumulation, args.process_index, args.world_size),
+            optimizers=(optimizer, scheduler),
+        )
         trainer.remove_callback(PrinterCallback)
-        trainer.records, own = records, [WatchSteps(name, records, show), WriteCheckpoints(done, tensors, checkpoints.every if checkpoints else 0, arrived, save)]
-        for callback in (own[0], *callbacks, own[1]): callback.trainer = trainer; trainer.add_callback(callback)
+        trainer.records, own = (
+            records,
+            [WatchSteps(name, records, show), WriteCheckpoints(done, tensors, checkpoints.every if checkpoints else 0, arrived, save)],
+        )
+        for callback in (own[0], *callbacks, own[1]):
+            callback.trainer = trainer
+            trainer.add_callback(callback)
         start = time.perf_counter()
-        if done < steps and not any(c.ended() for c in callbacks if isinstance(c, KeepBest)): trainer.train()
+        if done < steps and not any(c.ended() for c in callbacks if isinstance(c, KeepBest)):
+            trainer.train()
     return [dict(stage=name, **r) for r in records], time.perf_counter() - start, resumed

@@ -1,4 +1,5 @@
 "The token explorer, as a user meets it: stage, click, box, search, and the selection back in Python."
+
 import re
 
 import pytest
@@ -46,7 +47,7 @@ def test_stage_click_box_and_search(lab, tiny_outputs, tmp_path):
     expect(panel).to_contain_text("all of them in explorer.selection")
     outlines = page.locator(".selectionlayer path, .shapelayer .select-outline")
     assert outlines.count() > 0
-    page.screenshot(path=tmp_path/"box.png")
+    page.screenshot(path=tmp_path / "box.png")
 
     search = page.locator(".widget-text input")
     search.fill("a_0")
@@ -54,7 +55,7 @@ def test_stage_click_box_and_search(lab, tiny_outputs, tmp_path):
     expect(note).to_have_text("1 token selected")
     expect(panel.locator("h3")).to_contain_text("<a_0>")
     expect(outlines).to_have_count(0)
-    page.screenshot(path=tmp_path/"explorer.png", full_page=True)
+    page.screenshot(path=tmp_path / "explorer.png", full_page=True)
 
     page.locator(".jp-CodeCell").last.click()
     page.keyboard.press("Control+Enter")

@@ -1,15 +1,17 @@
 """The beam search against `generate(num_beams=W, prefix_allowed_tokens_fn=...)`, list for list, on random models and catalogues."""
+
 import numpy as np
 import pytest
 import torch
-from decoding import FAMILIES, check_lists, random_catalogue, random_model
+from decode.decoding import FAMILIES, check_lists, random_catalogue, random_model
+
 from gti_nb.assets import load_base
-from gti_nb.initializers.registry import initialize
 from gti_nb.core import GTIError
 from gti_nb.decode.beam import beam_search
 from gti_nb.decode.trie import SidTrie, allowed_codes
-from gti_nb.sid.codes import SemanticIds
+from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
+from gti_nb.sid.codes import SemanticIds
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tree attention is not exact")
 
@@ -35,12 +37,16 @@ def test_level_objective_equals_generate_with_its_scores(draw):
     check_lists(found, extended, extended.merge(), prompts, beams, "level")
 
 
-@pytest.mark.parametrize("codes, sizes, beams", [
-    ([[1, 2, 0]], [3, 3, 3], 5),  # one item
-    ([[0, 0], [1, 1], [2, 2]], [3, 3], 20),  # single-child nodes, more beams than leaves
-    ([[0, k] for k in range(8)] + [[1, 0]], [2, 8], 5),  # more beams than first codes, unequal branching
-    ([[0, 0], [0, 0], [0, 0], [1, 1]], [2, 2], 2),  # a collision wider than the list
-], ids=["one item", "fewer leaves", "few first codes", "collision"])
+@pytest.mark.parametrize(
+    "codes, sizes, beams",
+    [
+        ([[1, 2, 0]], [3, 3, 3], 5),  # one item
+        ([[0, 0], [1, 1], [2, 2]], [3, 3], 20),  # single-child nodes, more beams than leaves
+        ([[0, k] for k in range(8)] + [[1, 0]], [2, 8], 5),  # more beams than first codes, unequal branching
+        ([[0, 0], [0, 0], [0, 0], [1, 1]], [2, 2], 2),  # a collision wider than the list
+    ],
+    ids=["one item", "fewer leaves", "few first codes", "collision"],
+)
 @pytest.mark.parametrize("family, tied", [("llama", True), ("gpt2", False), ("bloom", True)])
 def test_edge_catalogues_equal_generate(family, tied, codes, sizes, beams):
     extended, prompts = random_model(family, codes, sizes, 3, tied), [[7, 8, 9], [11] * 20]
@@ -72,7 +78,8 @@ def test_one_beam_is_greedy():
     trie, prompt, greedy = SidTrie(extended.sids), [5, 60, 7, 80], ()
     for level in range(3):
         ids = torch.tensor([prompt + [extended.n_pretrained + 6 * l + c for l, c in enumerate(greedy)]])
-        with torch.no_grad(): logits = extended.model(ids).logits[0, -1, extended.n_pretrained + 6 * level:]
+        with torch.no_grad():
+            logits = extended.model(ids).logits[0, -1, extended.n_pretrained + 6 * level :]
         greedy += (max(allowed_codes(trie, greedy), key=lambda c: logits[c]),)
     found = beam_search(extended, [prompt], trie, beams=1)
     assert tuple(found.codes[0, 0].tolist()) == greedy and found.items.shape == (1, 1)
@@ -92,12 +99,14 @@ def test_generation_config_and_training_mode_do_not_matter():
     extended = random_model("gpt2", np.random.default_rng(2).integers(5, size=(30, 3)), [5, 5, 5], seed=2)
     trie, prompts = SidTrie(extended.sids), [[9, 8, 7], [6]]
     before = beam_search(extended, prompts, trie)
-    for key, value in dict(do_sample=True, temperature=3.0, repetition_penalty=5.0, num_beams=4).items(): setattr(extended.model.generation_config, key, value)
+    for key, value in dict(do_sample=True, temperature=3.0, repetition_penalty=5.0, num_beams=4).items():
+        setattr(extended.model.generation_config, key, value)
     extended.model.train()
     after = beam_search(extended, prompts, trie)
     assert torch.equal(before.items, after.items) and torch.equal(before.scores, after.scores)
     assert extended.model.training
-    with pytest.raises(GTIError): beam_search(extended, [[]], trie)
+    with pytest.raises(GTIError):
+        beam_search(extended, [[]], trie)
     assert extended.model.training
 
 
@@ -116,7 +125,8 @@ def test_diverged_model_is_refused():
     trie = SidTrie(extended.sids)
     for _ in range(2):  # the first time before anything is known of the model
         extended.new_rows.data.fill_(float("nan"))
-        with pytest.raises(GTIError, match="NaN or Inf"): beam_search(extended, [[5, 6]], trie)
+        with pytest.raises(GTIError, match="NaN or Inf"):
+            beam_search(extended, [[5, 6]], trie)
         extended.new_rows.data.zero_()
         beam_search(extended, [[5, 6]], trie)
 
@@ -167,6 +177,8 @@ def test_a_trie_of_other_levels_and_masks_instead_of_rows_are_refused():
     extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
     initialize(extended, "normal_matched")
     other = SidTrie(SemanticIds(torch.tensor([[i % 3, i % 5] for i in range(15)])))
-    with pytest.raises(GTIError, match=r"trie: its levels have \[3, 5\] codes, the model's \[4, 4\]"): beam_search(extended, [[1, 2]], other, beams=4)
+    with pytest.raises(GTIError, match=r"trie: its levels have \[3, 5\] codes, the model's \[4, 4\]"):
+        beam_search(extended, [[1, 2]], other, beams=4)
     for mask in (np.zeros(16, bool), [0.5]):
-        with pytest.raises(GTIError, match=r"exclude\[0\]: .*flatnonzero"): beam_search(extended, [[1, 2]], SidTrie(sids), beams=4, exclude=[mask])
+        with pytest.raises(GTIError, match=r"exclude\[0\]: .*flatnonzero"):
+            beam_search(extended, [[1, 2]], SidTrie(sids), beams=4, exclude=[mask])

@@ -1,8 +1,10 @@
 """`generate` with the logits processor: the lists of `prefix_allowed_tokens_fn`, and only items when sampling."""
+
 import numpy as np
 import pytest
 import torch
-from decoding import generated, random_catalogue, random_model
+from decode.decoding import generated, random_catalogue, random_model
+
 from gti_nb.decode.processor import SidLogitsProcessor
 from gti_nb.decode.trie import SidTrie
 
@@ -13,7 +15,15 @@ def written(extended, prompts: list[list[int]], **options) -> tuple[torch.Tensor
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     processor = SidLogitsProcessor(extended, SidTrie(extended.sids), width)
-    out = extended.model.generate(ids, attention_mask=real, logits_processor=[processor], max_new_tokens=extended.sids.levels, output_scores=True, return_dict_in_generate=True, **options)
+    out = extended.model.generate(
+        ids,
+        attention_mask=real,
+        logits_processor=[processor],
+        max_new_tokens=extended.sids.levels,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **options,
+    )
     return out.sequences[:, width:] - processor.starts, getattr(out, "sequences_scores", None)
 
 
@@ -23,12 +33,15 @@ def test_beams_equal_the_prefix_function(draw):
     codes, sizes = random_catalogue(rng)
     extended = random_model(["llama", "gpt2", "qwen2", "gemma2"][draw % 4], codes, sizes, draw)
     prompts, beams = [rng.integers(5, 300, int(n)).tolist() for n in (4, 9)], int(rng.choice([2, 5, 20]))
-    found, scores = written(extended, prompts, num_beams=beams, num_return_sequences=beams, do_sample=False, length_penalty=0.0, early_stopping=True)
+    found, scores = written(
+        extended, prompts, num_beams=beams, num_return_sequences=beams, do_sample=False, length_penalty=0.0, early_stopping=True
+    )
     plain, words = extended.merge(), set(map(tuple, codes.tolist()))
     for b, prompt in enumerate(prompts):
         mine = {}
-        for word, score in zip(found[b * beams:(b + 1) * beams].tolist(), scores[b * beams:(b + 1) * beams].tolist()):
-            if score > -1e6 and tuple(word) in words: mine.setdefault(tuple(word), score)
+        for word, score in zip(found[b * beams : (b + 1) * beams].tolist(), scores[b * beams : (b + 1) * beams].tolist()):
+            if score > -1e6 and tuple(word) in words:
+                mine.setdefault(tuple(word), score)
         best = generated(plain, extended, prompt, beams)
         assert list(mine) == list(best)
         assert max(abs(mine[w] - best[w]) for w in best) < 2e-4
@@ -42,7 +55,7 @@ def test_samples_are_items_drawn_with_their_share(family):
     found, _ = written(extended, [[5, 6, 7]], do_sample=True, top_k=0, num_return_sequences=400)
     counts = [(found == torch.tensor(word)).all(1).float().mean().item() for word in ([0, 0], [0, 1], [1, 1], [2, 0])]
     assert sum(counts) == pytest.approx(1)
-    logits = extended.model(torch.tensor([[5, 6, 7]])).logits[0, -1, extended.n_pretrained:extended.n_pretrained + 3].softmax(0).tolist()
+    logits = extended.model(torch.tensor([[5, 6, 7]])).logits[0, -1, extended.n_pretrained : extended.n_pretrained + 3].softmax(0).tolist()
     assert [counts[0] + counts[1], counts[2], counts[3]] == pytest.approx(logits, abs=0.1)
 
 

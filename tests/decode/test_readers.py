@@ -1,11 +1,14 @@
 """Which way a model is read: prompts once, a tree where the mask is heeded, a cache per beam where it is not, the same scores."""
+
 import copy
+
 import numpy as np
 import pytest
 import torch
-from decoding import FAMILIES, check_lists, random_model
+from decode.decoding import FAMILIES, check_lists, random_model
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
 from gti_nb.core import GTIError
 from gti_nb.decode import readers
 from gti_nb.decode.beam import beam_search
@@ -17,9 +20,12 @@ CODES = np.random.default_rng(0).integers(4, size=(30, 3))
 quiet = pytest.mark.filterwarnings("ignore:.*tree attention is not exact")
 
 
-def model_of(family: str, seed: int = 0, **options): return random_model(family, CODES, [4, 4, 4], seed, **options)
+def model_of(family: str, seed: int = 0, **options):
+    return random_model(family, CODES, [4, 4, 4], seed, **options)
 
-def kind_of(extended, length: int): return choose_reader(extended, extended.model, SidTrie(extended.sids), length)
+
+def kind_of(extended, length: int):
+    return choose_reader(extended, extended.model, SidTrie(extended.sids), length)
 
 
 @quiet
@@ -54,7 +60,8 @@ def test_adapters_inside_give_the_lists_of_the_merged_model(family, reader, monk
     before = decode(extended)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for p in add_adapters(extended, r=4, dropout=0.5): torch.nn.init.normal_(p, std=0.3)
+        for p in add_adapters(extended, r=4, dropout=0.5):
+            torch.nn.init.normal_(p, std=0.3)
     merged = copy.deepcopy(extended)
     merge_adapters(merged)
     for training in (False, True):
@@ -67,13 +74,18 @@ def test_adapters_inside_give_the_lists_of_the_merged_model(family, reader, monk
 @quiet
 def test_kernel_blind_to_masks_gets_rows_and_the_same_lists():
     "A kernel like FlashAttention's: causal by position in the cache, whatever the mask says."
+
     def blind(module, query, key, value, attention_mask, scaling=None, **kwargs):
         n, m = query.shape[2], key.shape[2]
         causal = torch.arange(m) <= torch.arange(m - n, m)[:, None]
         groups = query.shape[1] // key.shape[1]
-        out = torch.nn.functional.scaled_dot_product_attention(query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=causal, scale=scaling)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=causal, scale=scaling
+        )
         return out.transpose(1, 2).contiguous(), None
-    AttentionInterface.register("blind", blind); AttentionMaskInterface.register("blind", sdpa_mask)
+
+    AttentionInterface.register("blind", blind)
+    AttentionMaskInterface.register("blind", sdpa_mask)
     extended, prompts = model_of("llama"), [[5, 6, 7], [8] * 9]
     plain = extended.merge()
     extended.model.set_attn_implementation("blind")
@@ -86,15 +98,31 @@ def test_blind_kernel_is_found_out_in_bf16_too():
     extended, trie = model_of("llama"), SidTrie(model_of("llama").sids)
     twin = extended.compute_model(torch.bfloat16)
     assert choose_reader(extended, twin, trie, 30) is TreeReader
-    assert not readers._agrees(type("Blind", (TreeReader,), {"read_codes": lambda self, level, ids, parents: TreeReader.read_codes(self, level, ids, torch.zeros_like(parents))}), extended, twin, trie, 30)
+    assert not readers._agrees(
+        type(
+            "Blind",
+            (TreeReader,),
+            {"read_codes": lambda self, level, ids, parents: TreeReader.read_codes(self, level, ids, torch.zeros_like(parents))},
+        ),
+        extended,
+        twin,
+        trie,
+        30,
+    )
 
 
 def test_a_fallback_says_so_and_a_model_without_cache_is_refused():
-    with pytest.warns(UserWarning, match="every beam carries a cache of its own"): beam_search(model_of("bloom"), [[5, 6]], SidTrie(model_of("bloom").sids), beams=3)
+    with pytest.warns(UserWarning, match="every beam carries a cache of its own"):
+        beam_search(model_of("bloom"), [[5, 6]], SidTrie(model_of("bloom").sids), beams=3)
     extended = model_of("llama")
-    extended.model.forward = lambda input_ids, past_key_values=None, _read=extended.model.forward, **kwargs: _read(input_ids=input_ids, logits_to_keep=kwargs["logits_to_keep"])
-    extended.model.model.forward = lambda *args, _read=extended.model.model.forward, **kwargs: _read(*args, **{k: v for k, v in kwargs.items() if k != "past_key_values"})
-    with pytest.raises(GTIError, match="no cache that beams could share"): kind_of(extended, 9)
+    extended.model.forward = lambda input_ids, past_key_values=None, _read=extended.model.forward, **kwargs: _read(
+        input_ids=input_ids, logits_to_keep=kwargs["logits_to_keep"]
+    )
+    extended.model.model.forward = lambda *args, _read=extended.model.model.forward, **kwargs: _read(
+        *args, **{k: v for k, v in kwargs.items() if k != "past_key_values"}
+    )
+    with pytest.raises(GTIError, match="no cache that beams could share"):
+        kind_of(extended, 9)
 
 
 def test_every_prompt_is_read_once():
@@ -104,7 +132,9 @@ def test_every_prompt_is_read_once():
     hook = extended.model.get_input_embeddings().register_forward_hook(lambda m, args, out: fed.append(tuple(args[0].shape)))
     beam_search(extended, prompts, trie, beams=10)
     assert fed == [(2, 12), (2, 4), (2, 10)]  # the prompts, then one position per beam: never W copies
-    fed.clear(); beam_search(extended, [[5, 6, 7] + p for p in prompts], trie, beams=10); fed.clear()
+    fed.clear()
+    beam_search(extended, [[5, 6, 7] + p for p in prompts], trie, beams=10)
+    fed.clear()
     beam_search(extended, [[5, 6, 7] + p for p in prompts], trie, beams=10, batch_size=1)
     hook.remove()
     assert fed == [(1, 3), *[(1, 12), (1, 4), (1, 10)] * 2]  # the common beginning once for all batches
@@ -114,15 +144,18 @@ def test_longer_prompts_are_asked_about_again():
     extended, asked = model_of("llama"), []
     agrees = readers._agrees
     readers._agrees = lambda kind, *args: asked.append(args[-1]) or agrees(kind, *args)
-    try: [kind_of(extended, n) for n in (10, 8, 10, 30, 20)]
-    finally: readers._agrees = agrees
+    try:
+        [kind_of(extended, n) for n in (10, 8, 10, 30, 20)]
+    finally:
+        readers._agrees = agrees
     assert asked == [10, 30]
 
 
 def test_a_kernel_that_cannot_run_says_why():
     extended = model_of("llama")
     extended.model.config._attn_implementation = "no-such-kernel"
-    with pytest.raises(GTIError, match="attn_implementation: got 'no-such-kernel'"): beam_search(extended, [[5, 6]], SidTrie(extended.sids))
+    with pytest.raises(GTIError, match="attn_implementation: got 'no-such-kernel'"):
+        beam_search(extended, [[5, 6]], SidTrie(extended.sids))
 
 
 def test_the_logsumexp_is_exact_in_blocks():
@@ -136,5 +169,6 @@ def test_the_logsumexp_is_exact_in_blocks():
 def test_mode_is_restored_when_the_block_raises():
     extended = model_of("llama")
     extended.model.train()
-    with pytest.raises(KeyError), reading(extended, [[5]], SidTrie(extended.sids), "logprob", 1, torch.float32): raise KeyError
+    with pytest.raises(KeyError), reading(extended, [[5]], SidTrie(extended.sids), "logprob", 1, torch.float32):
+        raise KeyError
     assert extended.model.training

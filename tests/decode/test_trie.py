@@ -1,14 +1,18 @@
 """The tree of a catalogue against plain Python, and a million items."""
+
 from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from decoding import random_catalogue, random_model
+from decode.decoding import random_catalogue, random_model
+
 from gti_nb.decode.beam import beam_search
 from gti_nb.decode.trie import SidTrie, allowed_codes, children, closed_nodes, find_nodes, is_closed
 
 
-def trie_of(codes, sizes) -> SidTrie: return SidTrie(SimpleNamespace(codes=torch.as_tensor(codes), level_sizes=sizes, offsets=np.cumsum([0, *sizes[:-1]]).tolist()))
+def trie_of(codes, sizes) -> SidTrie:
+    return SidTrie(SimpleNamespace(codes=torch.as_tensor(codes), level_sizes=sizes, offsets=np.cumsum([0, *sizes[:-1]]).tolist()))
 
 
 @pytest.mark.parametrize("draw", range(30))
@@ -35,10 +39,10 @@ def test_closed_nodes_are_those_without_an_item_left(draw):
     trie = trie_of(codes, sizes)
     excluded = [torch.as_tensor(rng.integers(len(codes), size=int(rng.integers(0, 2 * len(codes))))) for _ in range(4)]
     for level, closed in enumerate(closed_nodes(trie, excluded)):
-        prefixes = sorted({tuple(w[:level + 1]) for w in codes.tolist()})
+        prefixes = sorted({tuple(w[: level + 1]) for w in codes.tolist()})
         found = is_closed(closed, len(prefixes), torch.arange(len(prefixes)).expand(4, -1))
         for row, gone in zip(found.tolist(), excluded):
-            left = {tuple(w[:level + 1]) for w in np.delete(codes, gone.unique().numpy(), 0).tolist()}
+            left = {tuple(w[: level + 1]) for w in np.delete(codes, gone.unique().numpy(), 0).tolist()}
             assert row == [p not in left for p in prefixes]
 
 

@@ -1,4 +1,5 @@
 "Diagnostics against independent implementations, on hostile input, at scale, and through the disk."
+
 import json
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from gti_nb.diagnostics.summary import diagnose, load_diagnostics, save_diagnost
 
 
 @pytest.fixture
-def rng(): return np.random.default_rng(7)
+def rng():
+    return np.random.default_rng(7)
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (1, 5), (5, 1)])
@@ -97,13 +99,17 @@ def test_rsa_of_a_level_above_the_limit_uses_a_subset_that_agrees(rng):
 @pytest.mark.parametrize("bad", [np.ones(3), np.ones((2, 2, 2)), np.ones((0, 3)), np.ones((3, 0)), np.full((2, 2), np.inf)])
 def test_what_is_no_matrix_of_numbers_is_refused(bad):
     for measure in (effective_rank, stable_rank, participation_ratio, cosine_matrix, mean_cosine, mean_share):
-        with pytest.raises(GTIError, match="rows: "): measure(bad)
+        with pytest.raises(GTIError, match="rows: "):
+            measure(bad)
 
 
 def test_the_input_is_never_changed(rng):
     x, words = rng.normal(size=(20, 8)), rng.normal(size=(50, 8))
     copies = x.copy(), words.copy()
-    diagnose(x, words); drift(x, x + 1); nearest_rows(x, words); rsa(x, x, permutations=9)
+    diagnose(x, words)
+    drift(x, x + 1)
+    nearest_rows(x, words)
+    rsa(x, x, permutations=9)
     np.testing.assert_array_equal(x, copies[0])
     np.testing.assert_array_equal(words, copies[1])
 
@@ -176,12 +182,16 @@ def test_damaged_or_missing_files_are_refused_by_name(rng, tmp_path):
     arrays = path.with_suffix(".safetensors")
     whole = arrays.read_bytes()
     arrays.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(GTIError, match=r"d\.safetensors: not a readable safetensors file"): load_diagnostics(path)
+    with pytest.raises(GTIError, match=r"d\.safetensors: not a readable safetensors file"):
+        load_diagnostics(path)
     arrays.unlink()
-    with pytest.raises(GTIError, match=r"d\.safetensors: missing"): load_diagnostics(path)
+    with pytest.raises(GTIError, match=r"d\.safetensors: missing"):
+        load_diagnostics(path)
     path.write_text("[1]")
-    with pytest.raises(GTIError, match="holds no diagnostics"): load_diagnostics(path)
-    with pytest.raises(GTIError, match="ends in .json"): save_diagnostics(diagnose(np.eye(3), np.eye(3)), tmp_path / "d")
+    with pytest.raises(GTIError, match="holds no diagnostics"):
+        load_diagnostics(path)
+    with pytest.raises(GTIError, match="ends in .json"):
+        save_diagnostics(diagnose(np.eye(3), np.eye(3)), tmp_path / "d")
 
 
 def test_diagnostics_load_neither_torch_nor_plotly():

@@ -1,38 +1,50 @@
 "Baselines against slow ones written out with dictionaries, on random data; what they may not read or list; the figures others publish."
+
 import importlib
 from collections import Counter, defaultdict
 from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import RecDataset, load_dataset
-from gti_nb.evaluate.classical import BASELINES, baseline_lists
-from gti_nb.evaluate.baselines import item_counts, item_knn, popularity, rank_items, repeat_last, text_knn, tfidf_search, transitions
-from gti_nb.evaluate.ranking import evaluate_ranking, metrics
 from gti_nb.data.queries import load_queries
 from gti_nb.data.splits import Split
+from gti_nb.evaluate.baselines import item_counts, item_knn, popularity, rank_items, repeat_last, text_knn, tfidf_search, transitions
+from gti_nb.evaluate.classical import BASELINES, baseline_lists
+from gti_nb.evaluate.ranking import evaluate_ranking, metrics
 
 COUNTING = ["popularity", "repeat-last", "transitions", "item-knn", "text-knn"]
 
 
 def random_split(seed, repeats=False, n_users=25, n_items=18, max_history=None):
     rng = np.random.default_rng(seed)
-    take = lambda: rng.integers(n_items, size=rng.integers(3, 14)) if repeats else rng.permutation(n_items)[:rng.integers(3, 14)]
+    take = lambda: rng.integers(n_items, size=rng.integers(3, 14)) if repeats else rng.permutation(n_items)[: rng.integers(3, 14)]
     sequences = [take() for _ in range(n_users)]
-    return Split([s[:-2] for s in sequences], np.array([s[-2] for s in sequences]), np.array([s[-1] for s in sequences]), n_items, max_history, repeats=repeats)
+    return Split(
+        [s[:-2] for s in sequences],
+        np.array([s[-2] for s in sequences]),
+        np.array([s[-1] for s in sequences]),
+        n_items,
+        max_history,
+        repeats=repeats,
+    )
 
 
-def vectors_of(split): return np.random.default_rng(0).normal(size=(split.n_items, 5))
+def vectors_of(split):
+    return np.random.default_rng(0).normal(size=(split.n_items, 5))
 
 
 def slow_list(split, user, which, width, near, recent=5):
     "Votes counted one by one; rounded, so that sums in another order are the same."
     scores, counts = defaultdict(float), Counter(i for s in split.train for i in s.tolist())
     for age, item in enumerate(split.history(user, which)[::-1][:recent].tolist(), 1):
-        for other, value in near[item].items(): scores[other] += value / age
+        for other, value in near[item].items():
+            scores[other] += value / age
     most, seen = max(counts.values()), set() if split.repeats else set(split.past(user, which).tolist())
     order = sorted((i for i in range(split.n_items) if i not in seen), key=lambda i: (-round(scores[i] + 1e-6 * counts[i] / most, 12), i))
     return (order + [-1] * width)[:width]
@@ -41,16 +53,21 @@ def slow_list(split, user, which, width, near, recent=5):
 def slow_transitions(split):
     beside = defaultdict(Counter)
     for s in split.train:
-        for a, b in zip(s.tolist(), s[1:].tolist()): beside[a][b] += 1; beside[b][a] += 1
+        for a, b in zip(s.tolist(), s[1:].tolist()):
+            beside[a][b] += 1
+            beside[b][a] += 1
     return defaultdict(dict, {i: {j: c / sum(row.values()) for j, c in row.items()} for i, row in beside.items()})
 
 
 def slow_knn(split, neighbours, shrink):
     users, near = defaultdict(set), defaultdict(dict)
     for u, s in enumerate(split.train):
-        for i in s.tolist(): users[i].add(u)
+        for i in s.tolist():
+            users[i].add(u)
     for i in users:
-        similar = {j: len(users[i] & users[j]) / ((len(users[i]) * len(users[j])) ** 0.5 + shrink) for j in users if j != i and users[i] & users[j]}
+        similar = {
+            j: len(users[i] & users[j]) / ((len(users[i]) * len(users[j])) ** 0.5 + shrink) for j in users if j != i and users[i] & users[j]
+        }
         near[i] = dict(sorted(similar.items(), key=lambda pair: (-pair[1], pair[0]))[:neighbours])
     return near
 
@@ -60,28 +77,47 @@ def slow_knn(split, neighbours, shrink):
 @pytest.mark.parametrize("seed", range(4))
 def test_transitions_and_knn_equal_the_slow_ones(seed, repeats, which):
     split = random_split(seed, repeats, max_history=[None, 4][seed % 2])
-    for ours, near in ((transitions(split, which, 12), slow_transitions(split)), (item_knn(split, which, 12, neighbours=4, shrink=2.5), slow_knn(split, 4, 2.5))):
+    for ours, near in (
+        (transitions(split, which, 12), slow_transitions(split)),
+        (item_knn(split, which, 12, neighbours=4, shrink=2.5), slow_knn(split, 4, 2.5)),
+    ):
         assert ours.tolist() == [slow_list(split, u, which, 12, near) for u in range(split.n_users)]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_text_knn_equals_the_cosines(seed):
-    split = random_split(seed); x = vectors_of(split); unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    split = random_split(seed)
+    x = vectors_of(split)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     for user, row in enumerate(text_knn(split, x, "test", 6, recent=3).tolist()):
         wanted = sum(unit[i] / age for age, i in enumerate(split.past(user)[::-1][:3], 1))
-        scores = unit @ wanted; scores[split.past(user)] = -np.inf
+        scores = unit @ wanted
+        scores[split.past(user)] = -np.inf
         assert row == [i if np.isfinite(scores[i]) else -1 for i in np.argsort(-scores)[:6]]
 
 
 def test_text_knn_takes_tensors_arrays_and_sparse_matrices():
-    split = random_split(0); x = np.abs(vectors_of(split)).round(1)
-    lists = [text_knn(split, kind(x)).tolist() for kind in (np.asarray, torch.tensor, sparse.csr_matrix, sparse.coo_array, lambda v: torch.tensor(v, requires_grad=True).detach() * 3)]
+    split = random_split(0)
+    x = np.abs(vectors_of(split)).round(1)
+    lists = [
+        text_knn(split, kind(x)).tolist()
+        for kind in (
+            np.asarray,
+            torch.tensor,
+            sparse.csr_matrix,
+            sparse.coo_array,
+            lambda v: torch.tensor(v, requires_grad=True).detach() * 3,
+        )
+    ]
     assert all(other == lists[0] for other in lists)
 
 
-@pytest.mark.parametrize("wrong, says", [(np.eye(17), "17 rows for 18 items"), (np.full((18, 2), np.nan), "NaN"), (np.ones(18), r"shape \(18,\)")])
+@pytest.mark.parametrize(
+    "wrong, says", [(np.eye(17), "17 rows for 18 items"), (np.full((18, 2), np.nan), "NaN"), (np.ones(18), r"shape \(18,\)")]
+)
 def test_text_knn_refuses(wrong, says):
-    with pytest.raises(GTIError, match=says): text_knn(random_split(0), wrong)
+    with pytest.raises(GTIError, match=says):
+        text_knn(random_split(0), wrong)
 
 
 @pytest.mark.parametrize("name", COUNTING)
@@ -93,7 +129,7 @@ def test_lists_hold_what_they_may(name, repeats):
         assert lists.shape == (split.n_users, 30) and lists.dtype.kind == "i"
         for user, row in enumerate(lists):
             listed, past = row[row >= 0].tolist(), set(split.past(user, which).tolist())
-            assert len(set(listed)) == len(listed) and (row[len(listed):] == -1).all()
+            assert len(set(listed)) == len(listed) and (row[len(listed) :] == -1).all()
             assert set(listed) == (past if name == "repeat-last" else set(range(18)) - (set() if repeats else past))
         assert np.array_equal(lists[:, :7], baseline_lists(name, split, which, 7, vectors_of(split)))
 
@@ -109,16 +145,20 @@ def test_held_out_items_are_not_read(name):
 @pytest.mark.parametrize("name", COUNTING)
 def test_names_of_items_do_not_matter(name):
     "Rows in another order give the same items, but for ties."
-    split = random_split(3, n_users=200, n_items=12); new = np.random.default_rng(1).permutation(12)
+    split = random_split(3, n_users=200, n_items=12)
+    new = np.random.default_rng(1).permutation(12)
     moved = replace(split, train=[new[s] for s in split.train], valid=new[split.valid], test=new[split.test])
-    x = vectors_of(split); y = np.empty_like(x); y[new] = x
+    x = vectors_of(split)
+    y = np.empty_like(x)
+    y[new] = x
     a, b = baseline_lists(name, split, "test", 3, x), baseline_lists(name, moved, "test", 3, y)
     assert (np.append(new, -1)[a] == b).mean() > 0.95
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rank_items_equals_a_full_sort_with_ties(seed):
-    split = random_split(seed); scores = np.random.default_rng(seed).integers(0, 4, (split.n_users, split.n_items)).astype(float)
+    split = random_split(seed)
+    scores = np.random.default_rng(seed).integers(0, 4, (split.n_users, split.n_items)).astype(float)
     for block in (1, 7, 256):
         place = iter(scores)
         lists = rank_items(split, "test", 8, lambda histories: np.stack([next(place) for _ in histories]), block)
@@ -130,8 +170,14 @@ def test_rank_items_equals_a_full_sort_with_ties(seed):
 
 def test_rank_items_refuses_nan():
     split = random_split(0)
-    def score(histories): scores = np.zeros((len(histories), 18)); scores[3, 5] = np.nan; return scores
-    with pytest.raises(GTIError, match="NaN for user 3"): rank_items(split, "test", 5, score)
+
+    def score(histories):
+        scores = np.zeros((len(histories), 18))
+        scores[3, 5] = np.nan
+        return scores
+
+    with pytest.raises(GTIError, match="NaN for user 3"):
+        rank_items(split, "test", 5, score)
 
 
 def test_repeat_last_is_the_history_backwards():
@@ -164,11 +210,21 @@ def test_nothing_to_count(name):
     assert item_counts(split).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("call, says", [(lambda s: popularity(s, "train"), "which: got 'train'"), (lambda s: item_knn(s, width=0), "width: got 0"), (lambda s: item_knn(s, neighbours=0), "neighbours: got 0"),
-                                        (lambda s: item_knn(s, shrink=float("nan")), "shrink: got nan"), (lambda s: text_knn(s, np.eye(18), recent=0), "recent: got 0"),
-                                        (lambda s: baseline_lists("itemknn", s), "did you mean 'item-knn'"), (lambda s: baseline_lists("text-knn", s), "pass vectors=")])
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda s: popularity(s, "train"), "which: got 'train'"),
+        (lambda s: item_knn(s, width=0), "width: got 0"),
+        (lambda s: item_knn(s, neighbours=0), "neighbours: got 0"),
+        (lambda s: item_knn(s, shrink=float("nan")), "shrink: got nan"),
+        (lambda s: text_knn(s, np.eye(18), recent=0), "recent: got 0"),
+        (lambda s: baseline_lists("itemknn", s), "did you mean 'item-knn'"),
+        (lambda s: baseline_lists("text-knn", s), "pass vectors="),
+    ],
+)
 def test_refusals(call, says):
-    with pytest.raises(GTIError, match=says): call(random_split(0))
+    with pytest.raises(GTIError, match=says):
+        call(random_split(0))
 
 
 def test_sasrec_is_one_of_them(monkeypatch):
@@ -183,12 +239,22 @@ def test_sasrec_is_one_of_them(monkeypatch):
 
 
 def shop(queries):
-    items = pd.DataFrame({"item_id": ["a", "b", "c", "d"], "title": ["red boots", "rain coat", "blue jacket", "the"]}).assign(description="", categories="")
+    items = pd.DataFrame({"item_id": ["a", "b", "c", "d"], "title": ["red boots", "rain coat", "blue jacket", "the"]}).assign(
+        description="", categories=""
+    )
     return load_queries(items=items, queries=pd.DataFrame(queries, columns=["query_id", "query", "split", "item_ids"]))
 
 
 def test_tfidf_by_hand():
-    data = shop([("q0", "blue boots for rain", "train", ["d"]), ("q1", "a rain coat", "test", ["b"]), ("q2", "???", "test", ["a"]), ("q3", "blue", "test", ["c"]), ("q4", "rain", "valid", ["b"])])
+    data = shop(
+        [
+            ("q0", "blue boots for rain", "train", ["d"]),
+            ("q1", "a rain coat", "test", ["b"]),
+            ("q2", "???", "test", ["a"]),
+            ("q3", "blue", "test", ["c"]),
+            ("q4", "rain", "valid", ["b"]),
+        ]
+    )
     assert tfidf_search(data, width=4).tolist() == [[1, 0, 2, 3], [0, 1, 2, 3], [2, 0, 1, 3]]
     assert tfidf_search(data, width=4, asked=True)[2].tolist() == [2, 3, 0, 1]  # d was an answer to a query with blue in it
     assert tfidf_search(data, "valid", width=6).tolist() == [[1, 0, 2, 3, -1, -1]]
@@ -200,8 +266,10 @@ def test_tfidf_reads_no_query_that_it_is_asked():
 
 
 def test_tfidf_of_items_without_words():
-    data = shop([("q0", "red", "test", ["a"])]); data.items["title"] = "the"
-    with pytest.raises(GTIError, match="no item text has a word"): tfidf_search(data)
+    data = shop([("q0", "red", "test", ["a"])])
+    data.items["title"] = "the"
+    with pytest.raises(GTIError, match="no item text has a word"):
+        tfidf_search(data)
 
 
 def test_popularity_is_what_others_report_on_movielens():
@@ -209,4 +277,5 @@ def test_popularity_is_what_others_report_on_movielens():
     https://faisalse.github.io/IntentAwareRS/tables_window/tables_window-IDSNR.html). Equal times of events leave open which film is the last, so the targets are not the same: within two standard errors."""
     split = load_dataset("movielens-100k").leave_one_out()
     found = metrics(evaluate_ranking(popularity(split), split.test, ks=(5, 10)))
-    for name, theirs in (("recall@5", 0.052), ("recall@10", 0.087)): assert abs(found[name] - theirs) < 2 * (theirs * (1 - theirs) / split.n_users) ** 0.5
+    for name, theirs in (("recall@5", 0.052), ("recall@10", 0.087)):
+        assert abs(found[name] - theirs) < 2 * (theirs * (1 - theirs) / split.n_users) ** 0.5

@@ -1,4 +1,5 @@
 "The explorer on finished runs of the tiny study, without a browser."
+
 import json
 import shutil
 
@@ -11,14 +12,15 @@ from gti_nb.explore.tokens import finished_runs, load_token_map, nearest_tokens,
 
 
 @pytest.fixture(scope="module")
-def explorer(tiny_outputs): return TokenExplorer(tiny_outputs)
+def explorer(tiny_outputs):
+    return TokenExplorer(tiny_outputs)
 
 
 def test_all_finished_runs_newest_first(tiny_outputs, explorer):
     runs = finished_runs(tiny_outputs)
     assert sorted(r.name.partition("-")[0] for r in runs) == ["gti", "mean"]
     assert [value for _, value in explorer.run.options] == runs
-    started = [read_json(r/"run.json")["started"] for r in runs]
+    started = [read_json(r / "run.json")["started"] for r in runs]
     assert started == sorted(started, reverse=True)
 
 
@@ -27,7 +29,9 @@ def test_stages_and_neighbours_are_those_of_the_rows(tiny_outputs):
     tokens = load_token_map(gti)
     assert list(tokens.stages) == ["init", "grounded", "sft"]
     rows, old = tokens.stages["sft"], tokens.pretrained_rows
-    cosine = lambda a, b: (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.maximum(np.linalg.norm(b, axis=1), 1e-9)  # the padding token's row is zero
+    cosine = lambda a, b: (
+        (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.maximum(np.linalg.norm(b, axis=1), 1e-9)
+    )  # the padding token's row is zero
     words = nearest_words(tokens, "sft", 3, k=5)
     assert np.allclose(words.distance, 1 - np.sort(cosine(rows[[3]], old)[0])[::-1][:5], atol=1e-5)
     others = cosine(rows[[3]], rows)[0]
@@ -42,7 +46,9 @@ def test_search_selects_and_a_stage_keeps_the_selection(explorer):
     assert set(explorer.tokens.token_index[0]) <= set(explorer.selected)
     assert title in explorer.note.value
     frame = explorer.selection
-    assert (frame["items"] == frame.titles.map(len)).all() and all(title in titles for titles in frame[frame.token.isin([explorer.tokens.names[i] for i in explorer.tokens.token_index[0]])].titles)
+    assert (frame["items"] == frame.titles.map(len)).all() and all(
+        title in titles for titles in frame[frame.token.isin([explorer.tokens.names[i] for i in explorer.tokens.token_index[0]])].titles
+    )
     for stage in explorer.tokens.stages:
         explorer.stage.value = stage
         assert list(explorer.selection.token) == list(frame.token)
@@ -53,11 +59,11 @@ def test_search_selects_and_a_stage_keeps_the_selection(explorer):
 
 
 def test_another_run_is_read_and_a_broken_one_is_named(tiny_outputs, tmp_path):
-    copy = tmp_path/"outputs"
+    copy = tmp_path / "outputs"
     shutil.copytree(tiny_outputs, copy)
     explorer = TokenExplorer(copy)
     other = explorer.run.options[1][1]
-    (other/"rows/sft.safetensors").write_bytes(b"damaged")
+    (other / "rows/sft.safetensors").write_bytes(b"damaged")
     explorer.run.value = other
     assert "not a file of new rows" in explorer.note.value and not explorer.plot.children
     explorer.run.value = explorer.run.options[0][1]
@@ -65,9 +71,10 @@ def test_another_run_is_read_and_a_broken_one_is_named(tiny_outputs, tmp_path):
 
 
 def test_unfinished_runs_are_left_out(tiny_outputs, tmp_path):
-    copy = tmp_path/"outputs"
+    copy = tmp_path / "outputs"
     shutil.copytree(tiny_outputs, copy)
     for run in finished_runs(copy):
-        record = read_json(run/"run.json")
-        (run/"run.json").write_text(json.dumps(record | {"status": "failed"}))
-    with pytest.raises(GTIError, match="no finished run"): TokenExplorer(copy)
+        record = read_json(run / "run.json")
+        (run / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+    with pytest.raises(GTIError, match="no finished run"):
+        TokenExplorer(copy)

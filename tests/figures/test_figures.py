@@ -1,4 +1,5 @@
 "Every figure on hostile names, at scale, and through the disk."
+
 import json
 
 import numpy as np
@@ -26,35 +27,73 @@ def study(arms=("gti", "mean"), seeds=(0, 1)):
     states = {"init": np.tile(words.mean(0), (16, 1)), "sft": rng.normal(size=(16, 16))}
     found = [(a, s, stage, diagnose(rows, words, sids, seed=s)) for a in arms for s in seeds for stage, rows in states.items()]
     diagnostics = pd.DataFrame([dict(arm=a, seed=s, stage=stage, **d.numbers) for a, s, stage, d in found])
-    losses = pd.DataFrame([dict(arm=a, seed=s, direction=way, step=i, loss=4 / i) for a in arms for s in seeds for way in ("text_to_sid", "next_item") for i in (1, 2, 3)])
-    metrics = pd.DataFrame([dict(arm=a, seed=s, metric=m, k=k, value=k / 100, low=k / 110, high=k / 90)
-                            for a in (*arms, "popularity") for s in seeds for m in ("recall", "ndcg") for k in (5, 10, 20)])
+    losses = pd.DataFrame(
+        [
+            dict(arm=a, seed=s, direction=way, step=i, loss=4 / i)
+            for a in arms
+            for s in seeds
+            for way in ("text_to_sid", "next_item")
+            for i in (1, 2, 3)
+        ]
+    )
+    metrics = pd.DataFrame(
+        [
+            dict(arm=a, seed=s, metric=m, k=k, value=k / 100, low=k / 110, high=k / 90)
+            for a in (*arms, "popularity")
+            for s in seeds
+            for m in ("recall", "ndcg")
+            for k in (5, 10, 20)
+        ]
+    )
     return diagnostics, losses, metrics, {a: d for a, _, _, d in found}, words, states
 
 
 def comparison(arms):
     "What `compare` says of a made-up study, the second arm being the baseline."
-    numbers = dict(gain=.2, low=-.1, high=.5, p=.04, p_holm=.08, p_users=.01)
-    return pd.DataFrame([dict(metric=f"{m}@{k}", arm=a, mean=k / 100, **(numbers if a != arms[1] else dict.fromkeys(numbers, np.nan))) for m in ("recall", "precision[good]") for k in (5, 10, 20) for a in arms]).set_index(["metric", "arm"])
+    numbers = dict(gain=0.2, low=-0.1, high=0.5, p=0.04, p_holm=0.08, p_users=0.01)
+    return pd.DataFrame(
+        [
+            dict(metric=f"{m}@{k}", arm=a, mean=k / 100, **(numbers if a != arms[1] else dict.fromkeys(numbers, np.nan)))
+            for m in ("recall", "precision[good]")
+            for k in (5, 10, 20)
+            for a in arms
+        ]
+    ).set_index(["metric", "arm"])
 
 
 def history(epochs=30, levels="ab"):
     "What an RQ-VAE reports of a training, measured every tenth epoch."
     losses = dict(loss=2.0, reconstruction=1.0, quantization=1.0)
-    seen = lambda e: dict(collision=1 / e, **{f"utilization_{a}": 1 - 1 / e for a in levels}) if e % 10 == 0 else {"collision": np.nan, **{f"utilization_{a}": np.nan for a in levels}}
+    seen = lambda e: (
+        dict(collision=1 / e, **{f"utilization_{a}": 1 - 1 / e for a in levels})
+        if e % 10 == 0
+        else {"collision": np.nan, **{f"utilization_{a}": np.nan for a in levels}}
+    )
     return pd.DataFrame([dict(epoch=e, **{k: v / e for k, v in losses.items()}, **seen(e)) for e in range(1, epochs + 1)])
 
 
 def all_figures(arms, names=None):
     diagnostics, losses, metrics, found, words, states = study(arms)
     return {
-        "spectrum": spectrum_figure({a: d.arrays["spectrum"] for a, d in found.items()} | {"random": found[arms[0]].arrays["spectrum_random"]}),
+        "spectrum": spectrum_figure(
+            {a: d.arrays["spectrum"] for a, d in found.items()} | {"random": found[arms[0]].arrays["spectrum_random"]}
+        ),
         "cosine": cosine_figure({a: d.arrays["cosine_new"] for a, d in found.items()}, {"level 1": 8, "level 2": 8}, labels=names),
         "scatter": scatter_figure(states, words, [8, 8], names=names, old_names=names and names * 13),
-        "spread": spread_figure(diagnostics), "rsa": rsa_figure(diagnostics), "loss": loss_figure(losses), "metric": metric_figure(metrics),
-        "gain": gain_figure(metrics, baseline=arms[1]), "interval": interval_figure(comparison(arms)), "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16]),
-        "tree": tree_figure(SemanticIds(np.arange(32).reshape(16, 2) % 5), names), "residual": residual_figure({a: [.5, .3] for a in arms}),
-        "ranking": ranking_figure(pd.DataFrame([dict(quantizer=a, seed=s, overlap=s + 1) for a in arms for s in (0, 1)]), {"overlap": "neighbours kept"}), "training": training_figure(history())}
+        "spread": spread_figure(diagnostics),
+        "rsa": rsa_figure(diagnostics),
+        "loss": loss_figure(losses),
+        "metric": metric_figure(metrics),
+        "gain": gain_figure(metrics, baseline=arms[1]),
+        "interval": interval_figure(comparison(arms)),
+        "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16]),
+        "tree": tree_figure(SemanticIds(np.arange(32).reshape(16, 2) % 5), names),
+        "residual": residual_figure({a: [0.5, 0.3] for a in arms}),
+        "ranking": ranking_figure(
+            pd.DataFrame([dict(quantizer=a, seed=s, overlap=s + 1) for a in arms for s in (0, 1)]), {"overlap": "neighbours kept"}
+        ),
+        "training": training_figure(history()),
+    }
 
 
 def test_every_figure_survives_json_and_uses_one_look():
@@ -71,9 +110,12 @@ def test_names_from_data_are_escaped_in_every_figure(tmp_path):
         visible = [fig.layout.title.text, *(a.text for a in fig.layout.annotations)]
         for trace in fig.data:
             visible += [trace.name or "", trace.hovertemplate or "", *(trace.text if isinstance(trace.text, (list, tuple)) else [])]
-            if trace.type == "heatmap": visible += [*trace.x, *trace.y]
-            if trace.type == "sunburst": visible += [*trace.labels, *trace.hovertext]
-            if name == "ranking": visible += [*trace.y]
+            if trace.type == "heatmap":
+                visible += [*trace.x, *trace.y]
+            if trace.type == "sunburst":
+                visible += [*trace.labels, *trace.hovertext]
+            if name == "ranking":
+                visible += [*trace.y]
         assert not any("<img" in v for v in visible if v), name
         page = save_figure(fig, tmp_path, name).read_text()
         assert "<img" not in page and page.count("</script>") == 3 == page.count("<script"), name
@@ -89,7 +131,8 @@ def test_one_arm_has_one_colour_in_every_figure():
     expected = {"gti": PALETTE[0], "mean": PALETTE[1], "normal_matched": PALETTE[2]}
     for name, fig in all_figures(arms).items():
         for trace in fig.data:
-            if getattr(trace, "legendgroup", None) not in expected: continue
+            if getattr(trace, "legendgroup", None) not in expected:
+                continue
             colours = {c for c in (trace.line.color if trace.type == "scatter" else None, trace.marker.color) if c and c not in ("white",)}
             assert colours <= {expected[trace.legendgroup]}, name
     assert arm_colours(["gti"])["gti"] == arm_colours(arms)["gti"]
@@ -115,7 +158,8 @@ def test_collapsed_rows_make_figures_not_errors():
 def test_a_missing_column_is_named(missing):
     metrics = study()[2].drop(columns=missing)
     for figure in (metric_figure, gain_figure):
-        with pytest.raises(GTIError, match=f"columns {missing} are missing"): figure(metrics)
+        with pytest.raises(GTIError, match=f"columns {missing} are missing"):
+            figure(metrics)
 
 
 def test_gain_needs_the_baseline_of_the_same_seed():
@@ -123,13 +167,17 @@ def test_gain_needs_the_baseline_of_the_same_seed():
     without = metrics[~((metrics.arm == "mean") & (metrics.seed == 1))]
     assert set(relative_gain(without).seed) == {0}
     assert set(relative_gain(metrics).seed) == {0, 1}
-    assert relative_gain(metrics.assign(value=metrics.value * np.where(metrics.arm == "gti", 1.5, 1))).gain.tolist() == pytest.approx([0.5] * 12)
+    assert relative_gain(metrics.assign(value=metrics.value * np.where(metrics.arm == "gti", 1.5, 1))).gain.tolist() == pytest.approx(
+        [0.5] * 12
+    )
 
 
 def test_large_figures_stay_small_on_disk(tmp_path):
     rng = np.random.default_rng(0)
     rows, words = rng.normal(size=(1024, 8)).astype(np.float32), rng.normal(size=(49_152, 8)).astype(np.float32)
-    square = cosine_figure({"gti": diagnose(rows, words).arrays["cosine_new"]}, {f"level {i}": 256 for i in (1, 2, 3, 4)}, [f"<a_{i}>" for i in range(1024)])
+    square = cosine_figure(
+        {"gti": diagnose(rows, words).arrays["cosine_new"]}, {f"level {i}": 256 for i in (1, 2, 3, 4)}, [f"<a_{i}>" for i in range(1024)]
+    )
     assert len(save_figure(square, tmp_path, "cosine").read_bytes()) < 2_000_000
     cloud = scatter_figure({"init": rows, "grounded": rows, "sft": rows}, words, [256] * 4)
     assert len(save_figure(cloud, tmp_path, "scatter").read_bytes()) < 500_000
@@ -139,29 +187,32 @@ def test_large_figures_stay_small_on_disk(tmp_path):
 @pytest.mark.parametrize("most", [1, 7, 50, 10_000])
 def test_the_tree_is_whole_and_true(seed, most):
     rng = np.random.default_rng(seed)
-    codes = rng.integers(0, 4, (120, 3)); sids = SemanticIds(codes)
+    codes = rng.integers(0, 4, (120, 3))
+    sids = SemanticIds(codes)
     sun = tree_figure(sids, [f"film {i}" for i in range(120)], most=most).data[0]
     prefixes = {tuple(c[:l]) for c in codes.tolist() for l in (1, 2, 3)}
-    size = lambda key: sum(tuple(c[:len(key)]) == key for c in codes.tolist())
+    size = lambda key: sum(tuple(c[: len(key)]) == key for c in codes.tolist())
     drawn = [tuple(map(int, i.split("/"))) for i in sun.ids[1:]]
     assert len(drawn) == len(set(drawn)) == min(most, len(prefixes)) and set(drawn) <= prefixes
     assert sun.ids[0] == "all" and sun.values[0] == 120 and set(sun.parents) <= {"", *sun.ids}
     assert [size(key) for key in drawn] == list(sun.values[1:])
     assert min(map(size, drawn)) >= max(map(size, prefixes - set(drawn)), default=0)
     for key, text in zip(drawn, sun.hovertext[1:]):
-        members = {f"film {i}" for i, c in enumerate(codes.tolist()) if tuple(c[:len(key)]) == key}
+        members = {f"film {i}" for i, c in enumerate(codes.tolist()) if tuple(c[: len(key)]) == key}
         told = text.split("<br>")[1:]
         assert set(told[:4]) <= members and (len(told) == len(members) if len(members) <= 4 else told[4] == f"and {len(members) - 4} more")
 
 
 def test_shared_words_against_a_loop():
-    codes = np.random.default_rng(0).integers(0, 3, (60, 3)); titles = [f"film {i}" for i in range(60)]
+    codes = np.random.default_rng(0).integers(0, 3, (60, 3))
+    titles = [f"film {i}" for i in range(60)]
     for levels in (1, 2, 3, None):
         words = ["".join(f"<{a}_{k}>" for a, k in zip("abc", c[:levels])) for c in codes.tolist()]
         expected = {w: [t for t, v in zip(titles, words) if v == w] for w in words if words.count(w) > 1}
         table = collision_table(SemanticIds(codes), titles, levels, most=1000)
         assert dict(zip(table.word, table["items"])) == {w: len(t) for w, t in expected.items()} and table["items"].is_monotonic_decreasing
-        for row in table.itertuples(): assert row.titles.removesuffix(" | …").split(" | ") == expected[row.word][:8]
+        for row in table.itertuples():
+            assert row.titles.removesuffix(" | …").split(" | ") == expected[row.word][:8]
     assert len(collision_table(SemanticIds(codes), titles, 1, most=2)) == 2
     assert "<img" not in collision_table(SemanticIds([[0], [0]]), [EVIL, EVIL])._repr_html_()
 
@@ -176,26 +227,31 @@ def test_a_big_catalogue_makes_a_small_tree(tmp_path):
 def test_a_live_training_ends_as_the_figure_of_its_history():
     rows = history()
     curves, update = live_training(levels=2, seconds=0)
-    for row in rows.to_dict("records"): update(row)
+    for row in rows.to_dict("records"):
+        update(row)
     for line, whole in zip(curves.data, training_figure(rows).data, strict=True):
         assert (line.name, list(line.x), list(line.y), line.mode) == (whole.name, list(whole.x), list(whole.y), whole.mode)
     slow, update = live_training(levels=2, seconds=1000)
-    for row in rows.to_dict("records"): update(row)
+    for row in rows.to_dict("records"):
+        update(row)
     assert len(slow.data[0].x) == 1  # only the first, the others came too soon
 
 
 def test_saving_is_whole_repeatable_and_shares_one_library(tmp_path):
     figures = all_figures(("gti", "mean"))
-    for name, fig in figures.items(): save_figure(fig, tmp_path / "figures", name)
+    for name, fig in figures.items():
+        save_figure(fig, tmp_path / "figures", name)
     first = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
     assert set(first) == {"plotly.min.js"} | {f"{n}.{kind}" for n in figures for kind in ("html", "json")}
     assert b'src="plotly.min.js"' in first["rsa.html"] and b"cdn" not in first["rsa.html"]
-    for name, fig in all_figures(("gti", "mean")).items(): save_figure(fig, tmp_path / "figures", name)
+    for name, fig in all_figures(("gti", "mean")).items():
+        save_figure(fig, tmp_path / "figures", name)
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
     assert json.loads(first["codes.json"])["layout"]["title"]["text"] == "Items for each code"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a b", "<x>"])
 def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path, name):
-    with pytest.raises(GTIError, match="name: got"): save_figure(spectrum_figure({"gti": np.ones(3)}), tmp_path, name)
+    with pytest.raises(GTIError, match="name: got"):
+        save_figure(spectrum_figure({"gti": np.ones(3)}), tmp_path, name)
     assert not list(tmp_path.iterdir())

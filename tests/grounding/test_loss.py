@@ -1,35 +1,54 @@
 "The frozen-prefix grounding loss against Algorithm 1, and what the stage leaves alone."
-import os, signal, subprocess, sys
-import numpy as np, pandas as pd, pytest, safetensors.torch, torch
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
 from transformers import TrainerCallback
+
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.grounding.loss import GroundingLoss, encode_pairs, reference_loss
 from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, batch_part, batch_schedule, ground
+from gti_nb.grounding.stage import GroundingConfig, batch_schedule, ground
+from gti_nb.model.extended import ExtendedModel
 from gti_nb.prompts import GROUNDING
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.model.extended import ExtendedModel
 
 TEMPLATES = tuple(GROUNDING)
 TINY = [f"tiny-{family}{tie}{pad}" for family in ("llama", "qwen3", "gpt2") for tie in ("", "-untied") for pad in ("", "-padded")]
 
 
 @pytest.fixture(scope="module")
-def toy(): return load_dataset("toy")
+def toy():
+    return load_dataset("toy")
+
 
 def toy_sids(levels=2):
-    codes = [torch.arange(40) % 4, torch.arange(40) // 4] if levels == 2 else [torch.arange(40) % 4, torch.arange(40) // 4 % 4, torch.arange(40) // 16]
+    codes = (
+        [torch.arange(40) % 4, torch.arange(40) // 4]
+        if levels == 2
+        else [torch.arange(40) % 4, torch.arange(40) // 4 % 4, torch.arange(40) // 16]
+    )
     return SemanticIds(torch.stack(codes, 1))
+
 
 def make_extended(base, sids, spread=0.1):
     "A model whose new rows are no longer all the same."
     extended = ExtendedModel.extend(*load_base(base), sids)
     noise = torch.Generator().manual_seed(1)
-    for p in extended.new_parameters(): p.data += spread * torch.randn(p.shape, generator=noise)
+    for p in extended.new_parameters():
+        p.data += spread * torch.randn(p.shape, generator=noise)
     extended.train_only(backbone=False)
     return extended
+
 
 def batch(pairs, rows):
     "A batch of pairs of one template; `fixed` as large as it may be."
@@ -37,12 +56,15 @@ def batch(pairs, rows):
     assert group.template.nunique() == 1
     return {k: group[k].to_list() for k in ("prefix", "rest", "n_targets")} | {"fixed": int(group.fixed.iloc[0])}
 
+
 def gradient(extended):
     grads = [p.grad for p in extended.new_parameters()]
     return grads[0] if extended.tied else torch.stack(grads)
 
+
 def assert_exact(extended, loss, **b):
-    for p in extended.new_parameters(): p.grad = None
+    for p in extended.new_parameters():
+        p.grad = None
     value = loss(**b)
     value.backward()
     expected, expected_gradient = reference_loss(extended, b["prefix"], b["rest"], b["n_targets"])
@@ -69,7 +91,8 @@ def test_cache_size_changes_nothing(cache_bytes, toy):
     loss = GroundingLoss(extended, cache_bytes=cache_bytes)
     rows = np.flatnonzero(pairs.direction == "text_to_sid")[:12]
     loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix.iloc[rows], pairs.fixed.iloc[rows])] * 2)
-    for _ in range(2): assert_exact(extended, loss, **batch(pairs, rows))
+    for _ in range(2):
+        assert_exact(extended, loss, **batch(pairs, rows))
     assert loss.prefixes.bytes <= cache_bytes
     assert (len(loss.prefixes.kept) == 0) == (cache_bytes == 0)
 
@@ -101,7 +124,12 @@ def test_grounded_codes_are_found_for_items_of_the_catalogue(toy):
     "After grounding a title leads to its code more often than before: the loss of the training pairs falls below the loss of guessing."
     sids = toy_sids()
     extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
-    result = ground(extended, grounding_pairs(toy, sids, holdout=0.1), GroundingConfig(steps=150, batch_size=16, learning_rate=5e-2, precision="fp32"), progress=False)
+    result = ground(
+        extended,
+        grounding_pairs(toy, sids, holdout=0.1),
+        GroundingConfig(steps=150, batch_size=16, learning_rate=5e-2, precision="fp32"),
+        progress=False,
+    )
     to_sid = [r["loss"] for r in result.losses if r["direction"] == "text_to_sid"]
     assert np.mean(to_sid[-10:]) < (np.log(4) + np.log(10)) / 2 < np.mean(to_sid[:3])
     assert set(result.heldout) == {"before", "after"} and set(result.heldout["after"]) == {"text_to_sid", "sid_to_text"}
@@ -118,26 +146,36 @@ def test_text_cannot_smuggle_a_code_into_a_pair(toy):
 
 
 def test_codes_of_another_catalogue_are_refused(toy):
-    with pytest.raises(GTIError, match="made for 3 items"): grounding_pairs(toy, SemanticIds(torch.tensor([[0], [1], [2]])))
+    with pytest.raises(GTIError, match="made for 3 items"):
+        grounding_pairs(toy, SemanticIds(torch.tensor([[0], [1], [2]])))
     extended = ExtendedModel.extend(*load_base("tiny-llama"), SemanticIds(torch.tensor([[0], [1], [2]])))
-    with pytest.raises(GTIError, match="name the new row 13, the model has 3 new rows"): encode_pairs(extended, grounding_pairs(toy, toy_sids()).train)
+    with pytest.raises(GTIError, match="name the new row 13, the model has 3 new rows"):
+        encode_pairs(extended, grounding_pairs(toy, toy_sids()).train)
 
 
 def test_pairs_carry_the_tokens_and_the_template(toy):
     pairs = grounding_pairs(toy, toy_sids(), TEMPLATES, holdout=0.1)
     for part in (pairs.train, pairs.heldout):
-        assert (part["rows"].map(list) == pd.Series(toy_sids().token_index[torch.tensor(part["item"].to_list())].tolist(), index=part.index)).all()
+        assert (
+            part["rows"].map(list) == pd.Series(toy_sids().token_index[torch.tensor(part["item"].to_list())].tolist(), index=part.index)
+        ).all()
         assert [t.name for t in part.form] == part.template.tolist() and [t.direction for t in part.form] == part.direction.tolist()
 
 
 def test_nothing_held_out_is_nothing_measured(toy):
     extended = ExtendedModel.extend(*load_base("tiny-llama"), toy_sids())
     pairs = grounding_pairs(toy, toy_sids(), holdout=0)
-    assert ground(extended, pairs, GroundingConfig(steps=2, batch_size=4, precision="fp32"), progress=False).heldout == {"before": {}, "after": {}}
-    with pytest.raises(GTIError, match="use a larger holdout"): ground(extended, pairs, GroundingConfig(steps=2, eval_steps=1, precision="fp32"), progress=False)
+    assert ground(extended, pairs, GroundingConfig(steps=2, batch_size=4, precision="fp32"), progress=False).heldout == {
+        "before": {},
+        "after": {},
+    }
+    with pytest.raises(GTIError, match="use a larger holdout"):
+        ground(extended, pairs, GroundingConfig(steps=2, eval_steps=1, precision="fp32"), progress=False)
 
 
-def small(**kw): return GroundingConfig(**{**dict(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32"), **kw})
+def small(**kw):
+    return GroundingConfig(**{**dict(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32"), **kw})
+
 
 def grounded(sids, toy, base="tiny-llama", **kw):
     extended = ExtendedModel.extend(*load_base(base), sids)
@@ -145,7 +183,8 @@ def grounded(sids, toy, base="tiny-llama", **kw):
 
 
 def test_a_schedule_shows_every_pair_of_a_template_before_any_comes_again(toy):
-    sids = toy_sids(); extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
+    sids = toy_sids()
+    extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
     pairs = encode_pairs(extended, grounding_pairs(toy, sids, ("text_to_sid", "sid_to_title"), holdout=0.1).train)
     steps = batch_schedule(pairs, GroundingConfig(steps=40, batch_size=4, share_text_to_sid=0.5))
     for direction in ("text_to_sid", "sid_to_text"):
@@ -156,14 +195,17 @@ def test_a_schedule_shows_every_pair_of_a_template_before_any_comes_again(toy):
 
 
 def test_weights_choose_templates(toy):
-    sids = toy_sids(); extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
+    sids = toy_sids()
+    extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
     pairs = encode_pairs(extended, grounding_pairs(toy, sids, TEMPLATES).train)
     used = lambda **kw: {pairs.template[s[0]].split("/")[0] for s in batch_schedule(pairs, GroundingConfig(steps=60, batch_size=4, **kw))}
     assert used() == set(TEMPLATES)
     assert used(template_weights=dict(title_to_sid=1, sid_to_text=2)) == {"title_to_sid", "sid_to_text"}
     assert used(template_weights=dict(title_to_sid=1)) == {"title_to_sid"}
-    with pytest.raises(GTIError, match="no template of the pairs"): used(template_weights=dict(title_to_sid=0))
-    with pytest.raises(GTIError, match="did you mean 'title_to_sid'"): GroundingConfig(template_weights=dict(title_to_sit=1))
+    with pytest.raises(GTIError, match="no template of the pairs"):
+        used(template_weights=dict(title_to_sid=0))
+    with pytest.raises(GTIError, match="did you mean 'title_to_sid'"):
+        GroundingConfig(template_weights=dict(title_to_sit=1))
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -172,12 +214,14 @@ def test_accumulated_parts_take_the_same_steps(parts, toy):
     cut, again = grounded(toy_sids(), toy, gradient_accumulation_steps=parts)
     torch.testing.assert_close(cut.new_rows, whole.new_rows, atol=1e-5, rtol=1e-4)
     assert [r["loss"] for r in again.losses] == pytest.approx([r["loss"] for r in result.losses], abs=1e-5)
-    with pytest.raises(GTIError, match="cannot be cut into 8 parts"): grounded(toy_sids(), toy, gradient_accumulation_steps=8)
+    with pytest.raises(GTIError, match="cannot be cut into 8 parts"):
+        grounded(toy_sids(), toy, gradient_accumulation_steps=8)
 
 
 def test_the_cache_does_not_change_the_rows(toy):
     rows = [grounded(toy_sids(), toy, cache_bytes=c)[0].new_rows for c in (0, 30_000, 1e9)]
-    for other in rows[1:]: torch.testing.assert_close(other, rows[0], atol=1e-5, rtol=1e-4)
+    for other in rows[1:]:
+        torch.testing.assert_close(other, rows[0], atol=1e-5, rtol=1e-4)
 
 
 def test_early_stopping_keeps_the_best_rows(toy):
@@ -191,8 +235,11 @@ def test_early_stopping_keeps_the_best_rows(toy):
 
 def test_a_curve_of_the_heldout_loss_and_callbacks(toy):
     seen = []
+
     class Count(TrainerCallback):
-        def on_step_end(self, args, state, control, **kw): seen.append(state.global_step)
+        def on_step_end(self, args, state, control, **kw):
+            seen.append(state.global_step)
+
     extended = ExtendedModel.extend(*load_base("tiny-llama"), toy_sids())
     result = ground(extended, grounding_pairs(toy, toy_sids(), holdout=0.1), small(eval_steps=4), callbacks=[Count()], progress=False)
     assert [r["step"] for r in result.heldout["curve"]] == [4, 8] and seen == list(range(1, 9))
@@ -221,35 +268,52 @@ result = ground(extended, grounding_pairs(toy, sids, holdout=0.1), config, out_d
 print([r["step"] for r in result.losses], result.resumed, len(result.heldout["curve"]))
 """
 
-def stage(tmp_path, out, killed_at=-1, seed=0, launcher=()):
-    (tmp_path/"stage.py").write_text(STAGE)
-    return subprocess.run([sys.executable, *launcher, str(tmp_path/"stage.py"), str(tmp_path/out), str(killed_at), str(seed)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300)
 
-def rows_of(folder): return safetensors.torch.load_file(folder/"grounded.safetensors")
+def stage(tmp_path, out, killed_at=-1, seed=0, launcher=()):
+    (tmp_path / "stage.py").write_text(STAGE)
+    return subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "stage.py"), str(tmp_path / out), str(killed_at), str(seed)],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+        timeout=300,
+    )
+
+
+def rows_of(folder):
+    return safetensors.torch.load_file(folder / "grounded.safetensors")
+
 
 def assert_same_rows(a, b, exact=True):
     a, b = rows_of(a), rows_of(b)
     assert a.keys() == b.keys() and a
-    for k in a: assert torch.equal(a[k], b[k]) if exact else torch.allclose(a[k], b[k], atol=1e-5)
+    for k in a:
+        assert torch.equal(a[k], b[k]) if exact else torch.allclose(a[k], b[k], atol=1e-5)
 
 
 def test_killed_and_resumed_gives_the_same_bits(tmp_path):
     "SIGKILL in several steps of one run, each time resumed: the rows of a run that was left alone."
-    whole = stage(tmp_path, "whole"); assert whole.returncode == 0, whole.stderr
+    whole = stage(tmp_path, "whole")
+    assert whole.returncode == 0, whole.stderr
     for step in (1, 4, 7):
         assert stage(tmp_path, "killed", killed_at=step).returncode == -signal.SIGKILL
-        assert [p.name for p in (tmp_path/"killed/checkpoints").iterdir() if not p.name.startswith(".")][-1:]
-    last = stage(tmp_path, "killed"); assert last.returncode == 0, last.stderr
-    assert "'step': 7, 'exact': True" in last.stdout and last.stdout.split("]")[0] == whole.stdout.split("]")[0] and last.stdout.endswith(" 4\n")
-    assert_same_rows(tmp_path/"whole", tmp_path/"killed")
-    assert not (tmp_path/"killed/checkpoints").exists()
+        assert [p.name for p in (tmp_path / "killed/checkpoints").iterdir() if not p.name.startswith(".")][-1:]
+    last = stage(tmp_path, "killed")
+    assert last.returncode == 0, last.stderr
+    assert (
+        "'step': 7, 'exact': True" in last.stdout
+        and last.stdout.split("]")[0] == whole.stdout.split("]")[0]
+        and last.stdout.endswith(" 4\n")
+    )
+    assert_same_rows(tmp_path / "whole", tmp_path / "killed")
+    assert not (tmp_path / "killed/checkpoints").exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert stage(tmp_path, "run", killed_at=5).returncode == -signal.SIGKILL
     other = stage(tmp_path, "run", seed=1)
     assert other.returncode == 1 and "setting seed: 0 there, 1 here" in other.stderr and "force" in other.stderr
-    newest = sorted((tmp_path/"run/checkpoints").glob("step-*"))[-1]/"state.safetensors"
+    newest = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1] / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     damaged = stage(tmp_path, "run")
     assert damaged.returncode == 1 and "damaged" in damaged.stderr and "remove" in damaged.stderr
@@ -257,6 +321,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 def test_two_processes_train_the_rows_of_one(tmp_path):
     "torchrun with gloo: half of every batch each."
-    one = stage(tmp_path, "one"); assert one.returncode == 0, one.stderr
-    two = stage(tmp_path, "two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")); assert two.returncode == 0, two.stderr
-    assert_same_rows(tmp_path/"one", tmp_path/"two", exact=False)
+    one = stage(tmp_path, "one")
+    assert one.returncode == 0, one.stderr
+    two = stage(tmp_path, "two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))
+    assert two.returncode == 0, two.stderr
+    assert_same_rows(tmp_path / "one", tmp_path / "two", exact=False)

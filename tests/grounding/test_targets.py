@@ -1,17 +1,22 @@
 "Targets shared among near codes: the loss and its gradient against a plain model, resumed runs, what is refused, and what they are for."
-import numpy as np, pytest, torch, torch.nn.functional as F
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from grounding.test_exact import MODELS, base
+
 from gti_nb.assets import load_base
-from gti_nb.initializers.registry import initialize
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.grounding.full import FullConfig
 from gti_nb.grounding.loss import GroundingLoss, encode_pairs
 from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, drawn_codes, batch_part, ground
+from gti_nb.grounding.stage import GroundingConfig, batch_part, drawn_codes, ground
 from gti_nb.grounding.targets import SharedTargets
-from gti_nb.sid.kmeans import RQKMeans
+from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
-from test_grounding_exact import MODELS, base
+from gti_nb.sid.kmeans import RQKMeans
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +29,10 @@ def toy():
 
 def test_draws_follow_the_shares_and_the_seed_alone(toy):
     _, vectors, sids = toy
-    targets, item = SharedTargets(sids, vectors, 1.), torch.zeros(4000, dtype=torch.long)
+    targets, item = SharedTargets(sids, vectors, 1.0), torch.zeros(4000, dtype=torch.long)
     codes, shares = targets.draw(item, seed=0)
     found = torch.bincount(codes[:, 0], minlength=5) / 4000
-    assert (found - shares[0][0]).abs().max() < .05
+    assert (found - shares[0][0]).abs().max() < 0.05
     for first in codes[:, 0].unique():  # what is left behind a drawn code decides the next target
         left, at = vectors[0].double() - sids.codebooks[0][first].double(), codes[:, 0] == first
         expected = (-(left - sids.codebooks[1].double()).square().sum(1) / targets.temperature[1]).softmax(0).float()
@@ -44,20 +49,28 @@ def test_loss_and_gradient_are_those_of_a_cross_entropy_with_shared_targets(name
     extended.train_only(backbone=False)
     pairs = grounding_pairs(dataset, sids, ("text_to_sid",), holdout=0)
     encoded, items, rows = encode_pairs(extended, pairs.train), pairs.train["item"].to_numpy(copy=True), np.array([3, 8, 21, 30, 5])
-    batch = batch_part(encoded, rows, 0, 1, lambda rows: drawn_codes(extended, SharedTargets(sids, vectors, .5), items, rows, seed=7))
-    batch.pop("direction"); batch.pop("share")
-    assert any(drawn != own for drawn, own in zip(batch["rest"], encoded.rest.iloc[rows])), "every code drawn is the item's own, so nothing was tested"
+    batch = batch_part(encoded, rows, 0, 1, lambda rows: drawn_codes(extended, SharedTargets(sids, vectors, 0.5), items, rows, seed=7))
+    batch.pop("direction")
+    batch.pop("share")
+    assert any(drawn != own for drawn, own in zip(batch["rest"], encoded.rest.iloc[rows])), (
+        "every code drawn is the item's own, so nothing was tested"
+    )
     loss, parameters = GroundingLoss(extended, cache_bytes=cache), extended.new_parameters()
     value = loss(**batch)
     found = torch.autograd.grad(value, parameters)
-    total = 0.
+    total = 0.0
     for place, prefix in enumerate(encoded.prefix.iloc[rows]):  # one by one, every token through the model, the full vocabulary's softmax
         whole = prefix + batch["rest"][place]
-        logp = extended.model(torch.tensor(whole)[None]).logits[0, -sids.levels - 1:-1].log_softmax(-1)
-        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)): total = total - (batch["soft"][level][place] * logp[level, extended.n_pretrained + offset:extended.n_pretrained + offset + size]).sum()
+        logp = extended.model(torch.tensor(whole)[None]).logits[0, -sids.levels - 1 : -1].log_softmax(-1)
+        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)):
+            total = (
+                total
+                - (batch["soft"][level][place] * logp[level, extended.n_pretrained + offset : extended.n_pretrained + offset + size]).sum()
+            )
     expected = total / (len(rows) * sids.levels)
     assert abs(value.item() - expected.item()) < 1e-4 * abs(expected.item())
-    for a, b in zip(found, torch.autograd.grad(expected, parameters)): assert (a - b).norm() <= 1e-4 * b.norm()
+    for a, b in zip(found, torch.autograd.grad(expected, parameters)):
+        assert (a - b).norm() <= 1e-4 * b.norm()
 
 
 def test_a_temperature_of_nothing_is_the_hard_loss(toy):
@@ -66,7 +79,13 @@ def test_a_temperature_of_nothing_is_the_hard_loss(toy):
     for soften in (0, 1e-6):
         extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
         initialize(extended, "normal_matched")
-        ground(extended, grounding_pairs(dataset, sids), GroundingConfig(steps=12, batch_size=8, soften=soften, precision="fp32"), progress=False, vectors=vectors)
+        ground(
+            extended,
+            grounding_pairs(dataset, sids),
+            GroundingConfig(steps=12, batch_size=8, soften=soften, precision="fp32"),
+            progress=False,
+            vectors=vectors,
+        )
         rows[soften] = extended.new_rows.detach().clone()
     torch.testing.assert_close(rows[0], rows[1e-6], atol=1e-4, rtol=1e-3)
 
@@ -77,22 +96,36 @@ def test_parts_of_a_batch_are_the_batch(toy):
     for parts in (1, 4):
         extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
         initialize(extended, "normal_matched")
-        ground(extended, grounding_pairs(dataset, sids), GroundingConfig(steps=8, batch_size=8, soften=.3, gradient_accumulation_steps=parts, precision="fp32"), progress=False, vectors=vectors)
+        ground(
+            extended,
+            grounding_pairs(dataset, sids),
+            GroundingConfig(steps=8, batch_size=8, soften=0.3, gradient_accumulation_steps=parts, precision="fp32"),
+            progress=False,
+            vectors=vectors,
+        )
         rows.append(extended.new_rows.detach().clone())
     torch.testing.assert_close(*rows, atol=1e-4, rtol=1e-3)
 
 
 def test_a_run_with_other_targets_does_not_go_on_from_a_checkpoint(toy, tmp_path):
     dataset, vectors, sids = toy
-    class Stop(Exception): pass
+
+    class Stop(Exception):
+        pass
+
     from transformers import TrainerCallback
+
     class After(TrainerCallback):
         def on_step_begin(self, args, state, control, **kw):
-            if state.global_step == 4: raise Stop
+            if state.global_step == 4:
+                raise Stop
+
     start = lambda: ExtendedModel.extend(*load_base("tiny-llama"), sids)
-    config, pairs = GroundingConfig(steps=8, batch_size=8, soften=.3, save_steps=2, precision="fp32"), grounding_pairs(dataset, sids)
-    with pytest.raises(Stop): ground(start(), pairs, config, tmp_path, [After()], progress=False, vectors=vectors)
-    with pytest.raises(GTIError, match="targets"): ground(start(), pairs, config, tmp_path, progress=False, vectors=vectors.flip(0))
+    config, pairs = GroundingConfig(steps=8, batch_size=8, soften=0.3, save_steps=2, precision="fp32"), grounding_pairs(dataset, sids)
+    with pytest.raises(Stop):
+        ground(start(), pairs, config, tmp_path, [After()], progress=False, vectors=vectors)
+    with pytest.raises(GTIError, match="targets"):
+        ground(start(), pairs, config, tmp_path, progress=False, vectors=vectors.flip(0))
     resumed, whole = start(), start()
     assert ground(resumed, pairs, config, tmp_path, progress=False, vectors=vectors).resumed
     ground(whole, pairs, config, progress=False, vectors=vectors)
@@ -102,10 +135,16 @@ def test_a_run_with_other_targets_does_not_go_on_from_a_checkpoint(toy, tmp_path
 def test_what_cannot_be_shared_is_refused(toy):
     dataset, vectors, sids = toy
     extended, pairs = ExtendedModel.extend(*load_base("tiny-llama"), sids), grounding_pairs(dataset, sids)
-    with pytest.raises(GTIError, match="pass vectors="): ground(extended, pairs, GroundingConfig(steps=1, soften=.3))
-    with pytest.raises(GTIError, match="of 3 items"): ground(extended, pairs, GroundingConfig(steps=1, soften=.3), vectors=vectors[:3])
-    with pytest.raises(GTIError, match="soften: got -1"): GroundingConfig(soften=-1)
-    with pytest.raises(GTIError, match="leave it at 0"): FullConfig(soften=.3)
+    with pytest.raises(GTIError, match="pass vectors="):
+        ground(extended, pairs, GroundingConfig(steps=1, soften=0.3))
+    with pytest.raises(GTIError, match="of 3 items"):
+        ground(extended, pairs, GroundingConfig(steps=1, soften=0.3), vectors=vectors[:3])
+    with pytest.raises(GTIError, match="soften: got -1"):
+        GroundingConfig(soften=-1)
+    with pytest.raises(GTIError, match="leave it at 0"):
+        FullConfig(soften=0.3)
     words = ExtendedModel.extend(*load_base("tiny-llama"), {"<sun>": "shines", "<moon>": "shines at night"})
     from gti_nb.grounding.pairs import described_pairs
-    with pytest.raises(GTIError, match="plain words"): ground(words, described_pairs(words), GroundingConfig(steps=1, soften=.3), vectors=vectors)
+
+    with pytest.raises(GTIError, match="plain words"):
+        ground(words, described_pairs(words), GroundingConfig(steps=1, soften=0.3), vectors=vectors)

@@ -1,13 +1,16 @@
 "Every initializer on every kind of model, against the plainest computation of its formula."
+
 import json
 import math
 import warnings
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError, check_choice, write_json
 from gti_nb.data.dataset import load_dataset
@@ -17,16 +20,22 @@ from gti_nb.initializers.lexical import WordVectors, sparsemax, top_softmax, who
 from gti_nb.initializers.prior import NEUTRAL_TEXTS
 from gti_nb.initializers.registry import INITIALIZERS, initialize, initializer, new_token_mass
 from gti_nb.initializers.textual import text_rows
+from gti_nb.model.extended import ExtendedModel
+from gti_nb.model.rows import trained_rows
 from gti_nb.prompts import Template, encode_template, fill
 from gti_nb.runs.execute import check_parameters, pipeline_parameters, pipeline_path
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.kmeans import RQKMeans
-from gti_nb.model.extended import ExtendedModel
-from gti_nb.model.rows import trained_rows
 
 STATISTICAL = ["mean", "hf_default", "normal", "normal_matched", "mean_noise", "vocab_sample"]
 INFORMED = ["text_mean", "ctfidf", "focus", "wechsel", "ridge", "procrustes", "additive"]
-SUFFIXED = ["procrustes+centred_scale", "text_mean+level_offset", "ridge+centred_scale+level_offset", "text_mean+equal_prior", "procrustes+centred_scale+equal_prior+level_offset"]
+SUFFIXED = [
+    "procrustes+centred_scale",
+    "text_mean+level_offset",
+    "ridge+centred_scale+level_offset",
+    "text_mean+equal_prior",
+    "procrustes+centred_scale+equal_prior+level_offset",
+]
 NAMES = STATISTICAL + INFORMED
 BASES = ["tiny-llama", "tiny-llama-untied", "tiny-qwen3-padded", "tiny-gpt2", "tiny-gpt2-untied-padded"]
 BIASED = ["tiny-llama-biased", "tiny-llama-untied-biased"]
@@ -42,32 +51,49 @@ def base_of(name: str):
     return model, tokenizer
 
 
-def plain_sids() -> SemanticIds: return SemanticIds(torch.stack([torch.arange(40) // 8, torch.arange(40) % 8], 1), [torch.zeros(6, 0), torch.zeros(8, 0)])  # <a_5> is on no item
+def plain_sids() -> SemanticIds:
+    return SemanticIds(
+        torch.stack([torch.arange(40) // 8, torch.arange(40) % 8], 1), [torch.zeros(6, 0), torch.zeros(8, 0)]
+    )  # <a_5> is on no item
 
-def make_extended(base: str, sids: SemanticIds | None = None) -> ExtendedModel: return ExtendedModel.extend(*base_of(base), plain_sids() if sids is None else sids)
+
+def make_extended(base: str, sids: SemanticIds | None = None) -> ExtendedModel:
+    return ExtendedModel.extend(*base_of(base), plain_sids() if sids is None else sids)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset("toy")
 
 
 @pytest.fixture(scope="module")
-def dataset(): return load_dataset("toy")
+def vectors():
+    return torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+
 
 @pytest.fixture(scope="module")
-def vectors(): return torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+def sids(vectors):
+    return RQKMeans(levels=2, codes=5).fit(vectors)
+
 
 @pytest.fixture(scope="module")
-def sids(vectors): return RQKMeans(levels=2, codes=5).fit(vectors)
+def words():
+    return WordVectors(
+        torch.arange(250, 300), torch.nn.functional.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), dim=1)
+    )
+
 
 @pytest.fixture(scope="module")
-def words(): return WordVectors(torch.arange(250, 300), torch.nn.functional.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), dim=1))
-
-@pytest.fixture(scope="module")
-def given(dataset, vectors, words): return dict(dataset=dataset, vectors=vectors, words=words)
+def given(dataset, vectors, words):
+    return dict(dataset=dataset, vectors=vectors, words=words)
 
 
 def matrices(model: ExtendedModel) -> list[np.ndarray]:
     "Old rows of every matrix, float64, the bias as last column of the output rows."
     rows = [model.pretrained_rows] if model.tied else [model.pretrained_rows, model.pretrained_head_rows]
     rows = [r.detach().double().numpy() for r in rows]
-    if model.head.pretrained_bias is not None: rows[-1] = np.c_[rows[-1], model.head.pretrained_bias.detach().double().numpy()]
+    if model.head.pretrained_bias is not None:
+        rows[-1] = np.c_[rows[-1], model.head.pretrained_bias.detach().double().numpy()]
     return rows
 
 
@@ -77,27 +103,41 @@ def drawn(model: ExtendedModel, name: str, **given) -> list[np.ndarray]:
     return [*rows[:-2], np.c_[rows[-2], rows[-1]]] if model.head.pretrained_bias is not None else rows
 
 
-def phi_of(model: ExtendedModel, E: np.ndarray, texts) -> np.ndarray: return np.stack([E[model.tokenizer.encode(t, add_special_tokens=False)].mean(0) for t in texts])
+def phi_of(model: ExtendedModel, E: np.ndarray, texts) -> np.ndarray:
+    return np.stack([E[model.tokenizer.encode(t, add_special_tokens=False)].mean(0) for t in texts])
 
 
 def test_the_registry_has_them_all():
     assert set(NAMES) | {"from_checkpoint"} <= set(INITIALIZERS)
-    for name in NAMES: assert {f"{name}+level_offset", f"{name}+centred_scale", f"{name}+centred_scale+level_offset", f"{name}+equal_prior", f"{name}+centred_scale+equal_prior+level_offset"} <= set(INITIALIZERS)
-    for name in NAMES: assert "E_t" in INITIALIZERS[name].__doc__ and "(" in INITIALIZERS[name].__doc__, f"{name}: a docstring has the formula and its source"
+    for name in NAMES:
+        assert {
+            f"{name}+level_offset",
+            f"{name}+centred_scale",
+            f"{name}+centred_scale+level_offset",
+            f"{name}+equal_prior",
+            f"{name}+centred_scale+equal_prior+level_offset",
+        } <= set(INITIALIZERS)
+    for name in NAMES:
+        assert "E_t" in INITIALIZERS[name].__doc__ and "(" in INITIALIZERS[name].__doc__, (
+            f"{name}: a docstring has the formula and its source"
+        )
 
 
 @pytest.mark.parametrize("base", BASES + BIASED)
 @pytest.mark.parametrize("name", NAMES + SUFFIXED)
 def test_start(base, name, sids, given):
-    model = make_extended(base, sids); before = model.pretrained_hash()
-    with warnings.catch_warnings(action="ignore"): report = initialize(model, name, **given, seed=3, prompts=PROMPTS)
+    model = make_extended(base, sids)
+    before = model.pretrained_hash()
+    with warnings.catch_warnings(action="ignore"):
+        report = initialize(model, name, **given, seed=3, prompts=PROMPTS)
     first = [p.detach().clone() for p in model.new_parameters()]
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in first) and model.pretrained_hash() == before
-    assert 0 < report.p_new <= report.p_new_max < 1 and 0 < report.kl <= report.kl_max and report.safe == (report.p_new <= .1)
+    assert 0 < report.p_new <= report.p_new_max < 1 and 0 < report.kl <= report.kl_max and report.safe == (report.p_new <= 0.1)
     assert report.kl_max == pytest.approx(-math.log1p(-report.p_new_max), rel=1e-3)  # KL(p_old || p) = -ln(1 - p_new)
     assert (report.head_spread_ratio is None) == (report.head_effective_rank is None) == model.tied
     initialize(model, "mean", prompts=PROMPTS[:1])
-    for p, start in zip(model.new_parameters(), draw_rows(model, name, **given, seed=3)): p.data.copy_(start)
+    for p, start in zip(model.new_parameters(), draw_rows(model, name, **given, seed=3)):
+        p.data.copy_(start)
     assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), first))
     other = draw_rows(model, name, **given, seed=4)[0]
     assert torch.equal(other, first[0]) == (name not in STATISTICAL[1:])
@@ -106,17 +146,20 @@ def test_start(base, name, sids, given):
 @pytest.mark.parametrize("base", BASES + BIASED)
 def test_statistics_come_from_trained_rows_of_the_right_matrix(base):
     model = make_extended(base)
-    for rows, E in zip(drawn(model, "mean"), matrices(model)): np.testing.assert_allclose(rows, np.tile(E[:model.n_pretrained].mean(0), (14, 1)), atol=1e-6)
+    for rows, E in zip(drawn(model, "mean"), matrices(model)):
+        np.testing.assert_allclose(rows, np.tile(E[: model.n_pretrained].mean(0), (14, 1)), atol=1e-6)
 
 
 def test_padding_rows_play_no_part(sids, given):
     plain, padded = load_base("tiny-qwen3"), load_base("tiny-qwen3-padded")
     n = len(plain[1])
     with torch.no_grad():
-        for p, q in zip(padded[0].parameters(), plain[0].parameters()): p[:len(q)] = q  # the embedding is the only longer one
+        for p, q in zip(padded[0].parameters(), plain[0].parameters()):
+            p[: len(q)] = q  # the embedding is the only longer one
         padded[0].get_input_embeddings().weight[n:] = 1e3
     a, b = ExtendedModel.extend(*plain, sids), ExtendedModel.extend(*padded, sids)
-    for name in NAMES + SUFFIXED: assert torch.equal(draw_rows(a, name, **given)[0], draw_rows(b, name, **given)[0]), name
+    for name in NAMES + SUFFIXED:
+        assert torch.equal(draw_rows(a, name, **given)[0], draw_rows(b, name, **given)[0]), name
 
 
 def test_unused_rows_play_no_part():
@@ -126,24 +169,29 @@ def test_unused_rows_play_no_part():
         model.get_input_embeddings().weight[10:20] = -2.0
         model.get_input_embeddings().weight[300:304] = 50.0
     extended = ExtendedModel.extend(model, tokenizer, {f"<w_{i}>": "" for i in range(100)})
-    used = np.r_[0:10, 20:300, 304:extended.n_pretrained]
+    used = np.r_[0:10, 20:300, 304 : extended.n_pretrained]
     assert trained_rows(extended.pretrained_rows).nonzero().flatten().tolist() == used.tolist()
     E = extended.pretrained_rows.detach().double().numpy()[used]
     np.testing.assert_allclose(draw_rows(extended, "mean")[0][0], E.mean(0), atol=1e-6)
     np.testing.assert_allclose(extended.new_rows[0].detach(), E.mean(0), atol=1e-6)
-    for row in draw_rows(extended, "vocab_sample")[0].numpy(): assert (E == row.astype(np.float64)).all(1).any()
+    for row in draw_rows(extended, "vocab_sample")[0].numpy():
+        assert (E == row.astype(np.float64)).all(1).any()
     rows = np.concatenate([draw_rows(extended, "normal_matched", seed=s)[0].numpy() for s in range(30)])
-    assert np.trace(np.cov(rows.T)) == pytest.approx(np.trace(np.cov(E.T)), rel=.1)
+    assert np.trace(np.cov(rows.T)) == pytest.approx(np.trace(np.cov(E.T)), rel=0.1)
     assert initialize(extended, "mean").norm_pretrained == pytest.approx(np.median(np.linalg.norm(E, axis=1)), rel=1e-5)
 
 
 def test_trained_rows_of_other_kinds():
-    rows = torch.randn(50, 40); rows[3] = rows[40]; rows[7, :20] = rows[8, :20]
-    for x in (rows, rows.bfloat16()): assert (~trained_rows(x)).nonzero().flatten().tolist() == [3, 40]
+    rows = torch.randn(50, 40)
+    rows[3] = rows[40]
+    rows[7, :20] = rows[8, :20]
+    for x in (rows, rows.bfloat16()):
+        assert (~trained_rows(x)).nonzero().flatten().tolist() == [3, 40]
     assert trained_rows(torch.ones(4, 3)).all(), "where all rows are equal, all count"
 
 
 # %% formulas
+
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-llama-untied", "tiny-llama-untied-biased"])
 def test_hf_default_has_the_moments_of_transformers(base):
@@ -156,15 +204,19 @@ def test_hf_default_has_the_moments_of_transformers(base):
         centred = old - old.mean(0)
         root = torch.linalg.cholesky(1e-9 * (centred.T @ centred / len(old)).double())
         white = torch.linalg.solve_triangular(root, (rows.double() - old.double().mean(0)).T, upper=False)
-        assert white.square().mean().item() == pytest.approx(1, abs=.1)  # 12,800 numbers
-    if bias is not None: assert ((bias.double() - model.head.pretrained_bias.double().mean()) / (1e-9 ** .5 * model.head.pretrained_bias.double().std())).std().item() == pytest.approx(1, abs=.15)
+        assert white.square().mean().item() == pytest.approx(1, abs=0.1)  # 12,800 numbers
+    if bias is not None:
+        assert (
+            (bias.double() - model.head.pretrained_bias.double().mean()) / (1e-9**0.5 * model.head.pretrained_bias.double().std())
+        ).std().item() == pytest.approx(1, abs=0.15)
 
 
 def test_hf_default_is_the_mean_where_the_covariance_is_singular():
     model, tokenizer = load_base("tiny-llama")
-    with torch.no_grad(): model.get_input_embeddings().weight[:, 0] = 0
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 0
     extended = ExtendedModel.extend(model, tokenizer, {"<w_0>": "", "<w_1>": ""})
-    rows, = draw_rows(extended, "hf_default")
+    (rows,) = draw_rows(extended, "hf_default")
     assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], draw_rows(extended, "mean")[0][0])
 
 
@@ -172,18 +224,18 @@ def test_hf_default_is_the_mean_where_the_covariance_is_singular():
 def test_random_starts_of_both_matrices(base):
     model = ExtendedModel.extend(*base_of(base), {f"<w_{i}>": "" for i in range(600)})
     d, biased = 32, base.endswith("biased")
-    for name, centre, deviation in (("normal", 0, model.model.config.initializer_range), ("mean_noise", 1, d ** -.5)):
+    for name, centre, deviation in (("normal", 0, model.model.config.initializer_range), ("mean_noise", 1, d**-0.5)):
         for rows, E in zip(drawn(model, name), matrices(model)):
             noise = rows - centre * E.mean(0)
-            assert noise[:, :d].std() == pytest.approx(deviation, rel=.05) and abs(noise[:, :d].mean()) < deviation / 20
+            assert noise[:, :d].std() == pytest.approx(deviation, rel=0.05) and abs(noise[:, :d].mean()) < deviation / 20
             np.testing.assert_allclose(noise[:, d:], 0, atol=1e-7)  # no noise on a bias; `normal` has it at 0
         a, b = (x[:, :d] for x in drawn(model, name))
-        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < .05, "the two matrices have draws of their own"
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.05, "the two matrices have draws of their own"
     both = [[int((E == row).all(1).nonzero()[0][0]) for row in rows] for rows, E in zip(drawn(model, "vocab_sample"), matrices(model))]
     assert both[0] == both[1] and len(set(both[0])) > 200, "the same word in both matrices, with its bias"
     wanted = np.cov(matrices(model)[1].T, bias=True)
     rows = np.concatenate([drawn(model, "normal_matched", seed=s)[1] for s in range(20)])
-    assert np.linalg.norm(np.cov(rows.T) - wanted) < .12 * np.linalg.norm(wanted), "a bias varies together with its row"
+    assert np.linalg.norm(np.cov(rows.T) - wanted) < 0.12 * np.linalg.norm(wanted), "a bias varies together with its row"
     assert rows.shape[1] == d + biased
 
 
@@ -192,7 +244,8 @@ def test_text_mean_by_hand_and_a_code_without_items(dataset, base):
     model = make_extended(base)
     for rows, E in zip(drawn(model, "text_mean", dataset=dataset), matrices(model)):
         phi = phi_of(model, E, dataset.texts())
-        for row, items in ((2, [16, 17, 18, 19, 20, 21, 22, 23]), (6 + 3, [3, 11, 19, 27, 35]), (5, range(40))): np.testing.assert_allclose(rows[row], phi[list(items)].mean(0), atol=1e-6)
+        for row, items in ((2, [16, 17, 18, 19, 20, 21, 22, 23]), (6 + 3, [3, 11, 19, 27, 35]), (5, range(40))):
+            np.testing.assert_allclose(rows[row], phi[list(items)].mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-llama-untied-biased"])
@@ -203,7 +256,8 @@ def test_ctfidf_by_hand(dataset, base):
         for start, size, codes in ((0, 6, torch.arange(40) // 8), (6, 8, torch.arange(40) % 8)):
             tf = np.zeros((size, model.n_pretrained))
             for item, code in zip(ids, codes.tolist()):
-                for w in item: tf[code, w] += 1
+                for w in item:
+                    tf[code, w] += 1
             f, A = tf.sum(0), tf.sum() / (tf.sum(1) > 0).sum()
             for code in range(size):
                 a = np.array([tf[code, w] * math.log(1 + A / f[w]) if f[w] else 0 for w in range(model.n_pretrained)])
@@ -235,15 +289,20 @@ def test_sparsemax_and_top_softmax():
     np.testing.assert_allclose(sparsemax(scores), [simplex_projection(z) for z in scores.numpy()], atol=1e-10)
     soft = top_softmax(scores)
     assert ((soft > 0).sum(1) == 10).all() and torch.allclose(soft.sum(1), torch.ones(20).double())
-    assert torch.allclose(top_softmax(scores, k=99), (scores / .1).softmax(1)), "fewer words than k"
+    assert torch.allclose(top_softmax(scores, k=99), (scores / 0.1).softmax(1)), "fewer words than k"
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded", "tiny-llama-untied-biased"])
 def test_focus_and_wechsel_by_hand(base, sids, words):
     model = make_extended(base, sids)
     cosines = residual_cosines(sids, words)
+
     def softmax_of_ten(z):
-        top = np.argsort(-z)[:10]; a = np.zeros(len(z)); a[top] = np.exp(z[top] / .1); return a / a.sum()
+        top = np.argsort(-z)[:10]
+        a = np.zeros(len(z))
+        a[top] = np.exp(z[top] / 0.1)
+        return a / a.sum()
+
     for name, weights in (("focus", simplex_projection), ("wechsel", softmax_of_ten)):
         for rows, E in zip(drawn(model, name, words=words), matrices(model)):
             np.testing.assert_allclose(rows, np.stack([weights(z) @ E[words.ids.numpy()] for z in cosines]), atol=1e-5)
@@ -254,13 +313,18 @@ def test_ridge_by_hand(base, sids, given, vectors, dataset):
     model, z = make_extended(base, sids), vectors.double().numpy()
     energy = np.square(z - z.mean(0)).sum() / 40
     for rows, E in zip(drawn(model, "ridge", **given), matrices(model)):
-        phi = phi_of(model, E, dataset.texts()); zc, pc = z - z.mean(0), phi - phi.mean(0)
+        phi = phi_of(model, E, dataset.texts())
+        zc, pc = z - z.mean(0), phi - phi.mean(0)
         fits = {k: Ridge(alpha=k * energy, fit_intercept=False).fit(zc, pc) for k in RIDGE_PENALTIES}
+
         def left_out(k):
             hat = zc @ np.linalg.solve(zc.T @ zc + k * energy * np.eye(6), zc.T)
             return np.square((pc - hat @ pc) / (1 - np.diag(hat))[:, None]).mean()
+
         A = fits[min(RIDGE_PENALTIES, key=left_out)].coef_.T
-        wanted = np.concatenate([phi.mean(0) + (sids.codebooks[0].double().numpy() - z.mean(0)) @ A, phi.mean(0) + sids.codebooks[1].double().numpy() @ A])
+        wanted = np.concatenate(
+            [phi.mean(0) + (sids.codebooks[0].double().numpy() - z.mean(0)) @ A, phi.mean(0) + sids.codebooks[1].double().numpy() @ A]
+        )
         np.testing.assert_allclose(rows, wanted, atol=1e-5)
 
 
@@ -272,9 +336,10 @@ def test_procrustes_by_hand(base, sids, given, vectors, dataset):
         R, strength = orthogonal_procrustes(left.transform(z), right.transform(phi))
         scale = strength / np.square(left.transform(z)).sum()
         for level, (start, book) in enumerate(zip((0, 5), sids.codebooks)):
-            book = book.double().numpy(); offset = book[sids.codes[:, level]].mean(0)
+            book = book.double().numpy()
+            offset = book[sids.codes[:, level]].mean(0)
             wanted = E.mean(0) + scale * (book - offset) @ left.components_.T @ R @ right.components_
-            np.testing.assert_allclose(rows[start:start + 5], wanted, atol=1e-5)
+            np.testing.assert_allclose(rows[start : start + 5], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded", "tiny-llama-untied-biased"])
@@ -292,21 +357,25 @@ def test_additive_separates_what_the_mean_mixes(dataset):
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(4, 32)), rng.normal(size=(4, 32)) / 10
     codes = np.stack([rng.integers(4, size=400), np.zeros(400, int)], 1)
-    codes[:, 1] = np.where(rng.random(400) < .7, codes[:, 0], rng.integers(4, size=400))  # levels that go together
+    codes[:, 1] = np.where(rng.random(400) < 0.7, codes[:, 0], rng.integers(4, size=400))  # levels that go together
     phi = first[codes[:, 0]] + second[codes[:, 1]]
     S = np.concatenate([np.eye(4)[codes[:, l]] for l in (0, 1)], 1)
     from scipy.sparse import csr_array
+
     B = _solve(csr_array(S.T @ S + np.eye(8)), S.T @ (phi - phi.mean(0)))
     centre = lambda x: (x - x.mean(0)).ravel()
     means = np.stack([phi[codes[:, 1] == k].mean(0) for k in range(4)])
     truth = centre(second)
-    assert np.corrcoef(centre(B[4:]), truth)[0, 1] > .9 > .5 > np.corrcoef(centre(means), truth)[0, 1]
+    assert np.corrcoef(centre(B[4:]), truth)[0, 1] > 0.9 > 0.5 > np.corrcoef(centre(means), truth)[0, 1]
 
 
 def test_conjugate_gradients_of_a_large_catalogue():
     from scipy.sparse import csr_array, eye_array
+
     rng = np.random.default_rng(1)
-    S = csr_array((np.ones(6000), (np.repeat(np.arange(2000), 3), (rng.zipf(1.5, (2000, 3)) % 300 + [0, 300, 600]).ravel())), shape=(2000, 900))
+    S = csr_array(
+        (np.ones(6000), (np.repeat(np.arange(2000), 3), (rng.zipf(1.5, (2000, 3)) % 300 + [0, 300, 600]).ravel())), shape=(2000, 900)
+    )
     G, right = csr_array(S.T @ S + eye_array(900)), S.T @ rng.normal(size=(2000, 5))
     right[:, 0] = 0
     np.testing.assert_allclose(_solve(G, right), np.linalg.solve(G.toarray(), right), atol=1e-8)
@@ -314,11 +383,14 @@ def test_conjugate_gradients_of_a_large_catalogue():
 
 # %% suffixes
 
+
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded", "tiny-llama-untied-biased"])
 def test_suffixes_by_hand(base, sids, given):
     model = make_extended(base, sids)
     letters = [model.tokenizer.encode(f" {letter}", add_special_tokens=False) for letter in "ab"]
-    each = [drawn(model, f"procrustes{suffix}", **given) for suffix in ("", "+level_offset", "+centred_scale", "+centred_scale+level_offset")]
+    each = [
+        drawn(model, f"procrustes{suffix}", **given) for suffix in ("", "+level_offset", "+centred_scale", "+centred_scale+level_offset")
+    ]
     for plain, offset, scaled, both, E in zip(*each, matrices(model)):
         a, b = (E[i].mean(0) for i in letters)
         moved = np.repeat([(a - b) / 2, (b - a) / 2], 5, axis=0)
@@ -331,12 +403,17 @@ def test_suffixes_by_hand(base, sids, given):
 def mean_state(model: ExtendedModel, template, level: int) -> torch.Tensor:
     "Mean over the neutral texts, or over sixteen items' codes behind them, of the last hidden state, one forward pass each."
     prompt, states = encode_template(model.tokenizer, template), []
-    items = torch.randint(model.sids.n_items, (16,), generator=torch.Generator().manual_seed(0)).tolist() if level else range(len(NEUTRAL_TEXTS))
+    items = (
+        torch.randint(model.sids.n_items, (16,), generator=torch.Generator().manual_seed(0)).tolist()
+        if level
+        else range(len(NEUTRAL_TEXTS))
+    )
     for i, item in enumerate(items):
         text = NEUTRAL_TEXTS[i % len(NEUTRAL_TEXTS)]
         ids, start = fill(prompt, title=text, text=text, sid=[])
         ids = ids[:start] + (model.token_ids[item, :level].tolist() if level else [])
-        with torch.no_grad(): states.append(model.backbone(torch.tensor([ids])).last_hidden_state[0, -1])
+        with torch.no_grad():
+            states.append(model.backbone(torch.tensor([ids])).last_hidden_state[0, -1])
     return torch.stack(states).mean(0).double()
 
 
@@ -349,12 +426,15 @@ def test_equal_prior_by_hand(base, sids, given):
     plain, equal = drawn(model, "ctfidf", **given), drawn(model, "ctfidf+equal_prior", ask=template, **given)
     assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), before)) and model.model.training
     model.model.eval()
-    if not model.tied: np.testing.assert_array_equal(plain[0], equal[0])  # nothing is scored by the embedding
-    for p, start in zip(model.new_parameters(), draw_rows(model, "ctfidf+equal_prior", ask=template, **given)): p.data.copy_(start)
+    if not model.tied:
+        np.testing.assert_array_equal(plain[0], equal[0])  # nothing is scored by the embedding
+    for p, start in zip(model.new_parameters(), draw_rows(model, "ctfidf+equal_prior", ask=template, **given)):
+        p.data.copy_(start)
     d = model.pretrained_rows.shape[1]
     for level, rows in ((0, slice(0, 5)), (1, slice(5, 10))):
         h = mean_state(model, template, level).numpy()
-        if equal[-1].shape[1] > d: h = np.append(h, 1)
+        if equal[-1].shape[1] > d:
+            h = np.append(h, 1)
         np.testing.assert_allclose(equal[-1][rows] @ h, np.full(5, (plain[-1][rows] @ h).mean()), atol=2e-4)
         moved = equal[-1][rows] - plain[-1][rows]
         np.testing.assert_allclose(moved, np.outer(moved @ h / (h @ h), h), atol=1e-5)
@@ -376,12 +456,20 @@ def test_suffixes_that_have_nothing_to_do():
 
 def test_names_of_composed_starts(tmp_path):
     model = make_extended("tiny-llama")
-    for name, message in (("normal+level_offset+centred_scale", "did you mean 'normal\\+centred_scale\\+level_offset'"), ("normal+centered_scale", "did you mean '\\+centred_scale'"),
-                          ("+centred_scale", "initializer: got ''"), ("normal+level_offset+level_offset", "each suffix once"), (None, "initializer: got None")):
-        with pytest.raises(GTIError, match=message): draw_rows(model, name)
+    for name, message in (
+        ("normal+level_offset+centred_scale", "did you mean 'normal\\+centred_scale\\+level_offset'"),
+        ("normal+centered_scale", "did you mean '\\+centred_scale'"),
+        ("+centred_scale", "initializer: got ''"),
+        ("normal+level_offset+level_offset", "each suffix once"),
+        (None, "initializer: got None"),
+    ):
+        with pytest.raises(GTIError, match=message):
+            draw_rows(model, name)
     spec = pipeline_parameters(pipeline_path("train"))
-    for name in NAMES + SUFFIXED: assert check_parameters("train", spec, {"init": name})["init"] == check_choice("init", name, INITIALIZERS)
-    with pytest.raises(GTIError, match="did you mean 'procrustes\\+centred_scale'"): check_parameters("train", spec, {"init": "procrustes+centred_scal"})
+    for name in NAMES + SUFFIXED:
+        assert check_parameters("train", spec, {"init": name})["init"] == check_choice("init", name, INITIALIZERS)
+    with pytest.raises(GTIError, match="did you mean 'procrustes\\+centred_scale'"):
+        check_parameters("train", spec, {"init": "procrustes+centred_scal"})
 
 
 def test_an_idea_of_your_own():
@@ -389,6 +477,7 @@ def test_an_idea_of_your_own():
     def halfway(context: InitContext) -> torch.Tensor:
         "Between the mean and a random word."
         return (context.mu + INITIALIZERS["vocab_sample"](context)) / 2
+
     try:
         model = make_extended("tiny-llama-untied-biased")
         for rows, E in zip(drawn(model, "halfway_for_a_test", seed=1), matrices(model)):
@@ -397,16 +486,21 @@ def test_an_idea_of_your_own():
         assert "halfway_for_a_test+centred_scale+level_offset" in INITIALIZERS
         assert initialize(model, "halfway_for_a_test+centred_scale").spread_ratio == pytest.approx(1, rel=1e-4)
     finally:
-        for name in [n for n in INITIALIZERS if n.startswith("halfway_for_a_test")]: del INITIALIZERS[name]
+        for name in [n for n in INITIALIZERS if n.startswith("halfway_for_a_test")]:
+            del INITIALIZERS[name]
 
 
 # %% inputs
 
+
 @pytest.mark.parametrize("text", ["<a_1><b_2>", "<|im_end|>", "\x00", "🎬 مرحبا", "x" * 20_000, "<b>bold</b> &amp;", "\ud800"])
 def test_text_starts_survive_any_text(dataset, text):
-    data = load_dataset("toy"); data.items = data.items.astype(object); data.items.loc[0, ["title", "description", "categories"]] = [text, "", ""]
+    data = load_dataset("toy")
+    data.items = data.items.astype(object)
+    data.items.loc[0, ["title", "description", "categories"]] = [text, "", ""]
     model = make_extended("tiny-llama")
-    with torch.no_grad(): model.pretrained_rows[model.tokenizer.all_special_ids] = float("nan")  # a control token would show
+    with torch.no_grad():
+        model.pretrained_rows[model.tokenizer.all_special_ids] = float("nan")  # a control token would show
     assert draw_rows(model, "text_mean", data)[0].isfinite().all()
     context = InitContext("ctfidf", model.pretrained_rows.detach().nan_to_num(1e6), torch.Generator(), model, dataset=data)
     assert text_rows(context)[0].abs().max() < 1e3
@@ -414,21 +508,32 @@ def test_text_starts_survive_any_text(dataset, text):
 
 
 def test_starts_without_any_text():
-    data = load_dataset("toy"); data.items.loc[:, ["title", "description", "categories"]] = ""
+    data = load_dataset("toy")
+    data.items.loc[:, ["title", "description", "categories"]] = ""
     for name in ("text_mean", "ctfidf", "additive"):
-        with pytest.raises(GTIError, match=f"{name}: none of the texts has a token"): draw_rows(make_extended("tiny-llama"), name, data)
+        with pytest.raises(GTIError, match=f"{name}: none of the texts has a token"):
+            draw_rows(make_extended("tiny-llama"), name, data)
 
 
 def test_items_without_text_do_not_count(sids, vectors):
-    data = load_dataset("toy"); data.items.loc[:9, ["title", "description", "categories"]] = ""
+    data = load_dataset("toy")
+    data.items.loc[:9, ["title", "description", "categories"]] = ""
     model, z = make_extended("tiny-llama", sids), vectors.double().numpy()[10:]
     E = matrices(model)[0]
     phi = phi_of(model, E, data.texts()[10:])
     S = np.concatenate([np.eye(5)[sids.codes[10:, l]] for l in (0, 1)], 1)
-    np.testing.assert_allclose(drawn(model, "additive", dataset=data)[0], E.mean(0) + Ridge(alpha=1, fit_intercept=False).fit(S, phi - phi.mean(0)).coef_.T, atol=1e-5)
+    np.testing.assert_allclose(
+        drawn(model, "additive", dataset=data)[0],
+        E.mean(0) + Ridge(alpha=1, fit_intercept=False).fit(S, phi - phi.mean(0)).coef_.T,
+        atol=1e-5,
+    )
     rows = drawn(model, "ridge", dataset=data, vectors=vectors)[0]
     energy = np.square(z - z.mean(0)).sum(1).mean()
-    fits = [phi.mean(0) + sids.codebooks[1].double().numpy() @ Ridge(alpha=k * energy, fit_intercept=False).fit(z - z.mean(0), phi - phi.mean(0)).coef_.T for k in RIDGE_PENALTIES]
+    fits = [
+        phi.mean(0)
+        + sids.codebooks[1].double().numpy() @ Ridge(alpha=k * energy, fit_intercept=False).fit(z - z.mean(0), phi - phi.mean(0)).coef_.T
+        for k in RIDGE_PENALTIES
+    ]
     assert min(np.abs(rows[5:] - f).max() for f in fits) < 1e-5
 
 
@@ -437,7 +542,12 @@ def test_codes_without_geometry_start_at_the_mean(sids, given, dataset):
     resolved = SemanticIds(torch.cat([sids.codes, torch.arange(40)[:, None] % 3], 1), [*sids.codebooks, torch.zeros(3, 0)])
     model = make_extended("tiny-llama", resolved)
     E = matrices(model)[0]
-    for name, centre in (("focus", E.mean(0)), ("wechsel", E.mean(0)), ("procrustes", E.mean(0)), ("ridge", phi_of(model, E, dataset.texts()).mean(0))):
+    for name, centre in (
+        ("focus", E.mean(0)),
+        ("wechsel", E.mean(0)),
+        ("procrustes", E.mean(0)),
+        ("ridge", phi_of(model, E, dataset.texts()).mean(0)),
+    ):
         np.testing.assert_allclose(drawn(model, name, **given)[0][10:], np.tile(centre, (3, 1)), atol=1e-6)
     assert len(np.unique(drawn(model, "additive", **given)[0][10:].round(5), axis=0)) == 3
 
@@ -448,93 +558,143 @@ def test_codebooks_of_another_space(sids, given, vectors):
     with_vectors = make_extended("tiny-llama", latent)
     left, books = vectors.double(), []
     for codes in sids.codes.T:
-        books.append(torch.stack([left[codes == k].mean(0) for k in range(5)])); left = left - books[-1][codes]
+        books.append(torch.stack([left[codes == k].mean(0) for k in range(5)]))
+        left = left - books[-1][codes]
     model = make_extended("tiny-llama", SemanticIds(sids.codes, books))
     for name in ("focus", "wechsel", "ridge", "procrustes"):
         assert torch.allclose(draw_rows(with_vectors, name, **given)[0], draw_rows(model, name, **given)[0], atol=1e-5), name
-    with pytest.raises(GTIError, match="word vectors have 6 dimensions, the codes' 3"): draw_rows(with_vectors, "focus", words=given["words"])
+    with pytest.raises(GTIError, match="word vectors have 6 dimensions, the codes' 3"):
+        draw_rows(with_vectors, "focus", words=given["words"])
 
 
 def test_what_is_missing_is_asked_for(sids, dataset, vectors, words):
     model = make_extended("tiny-llama", sids)
-    for name, given, argument in (("text_mean", {}, "dataset"), ("ctfidf", {}, "dataset"), ("additive", {}, "dataset"), ("ridge", dict(dataset=dataset), "vectors"), ("ridge", dict(vectors=vectors), "dataset"),
-                                  ("procrustes", dict(dataset=dataset), "vectors"), ("from_checkpoint", {}, "checkpoint")):
-        with pytest.raises(GTIError, match=f"initializer '{name}': needs .*; pass {argument}="): draw_rows(model, name, **given)
-    with pytest.raises(GTIError, match="codebooks of these semantic IDs have none; pass vectors="): draw_rows(make_extended("tiny-llama"), "focus", words=words)
-    for bad, message in ((vectors[:9], "got shape \\(9, 6\\), the semantic IDs are 40"), (vectors[0], "expected \\[40, d_text\\]"), (vectors / 0, "rows hold NaN")):
-        with pytest.raises(GTIError, match=message): draw_rows(model, "ridge", dataset, bad)
-    with pytest.raises(GTIError, match="token ids from 250 to 9999"): draw_rows(model, "focus", words=WordVectors(torch.tensor([250, 9999]), words.vectors[:2]))
-    with pytest.raises(GTIError, match="expected \\[n\\] and \\[n, d_text\\]"): WordVectors(words.ids, words.vectors[:3])
+    for name, given, argument in (
+        ("text_mean", {}, "dataset"),
+        ("ctfidf", {}, "dataset"),
+        ("additive", {}, "dataset"),
+        ("ridge", dict(dataset=dataset), "vectors"),
+        ("ridge", dict(vectors=vectors), "dataset"),
+        ("procrustes", dict(dataset=dataset), "vectors"),
+        ("from_checkpoint", {}, "checkpoint"),
+    ):
+        with pytest.raises(GTIError, match=f"initializer '{name}': needs .*; pass {argument}="):
+            draw_rows(model, name, **given)
+    with pytest.raises(GTIError, match="codebooks of these semantic IDs have none; pass vectors="):
+        draw_rows(make_extended("tiny-llama"), "focus", words=words)
+    for bad, message in (
+        (vectors[:9], "got shape \\(9, 6\\), the semantic IDs are 40"),
+        (vectors[0], "expected \\[40, d_text\\]"),
+        (vectors / 0, "rows hold NaN"),
+    ):
+        with pytest.raises(GTIError, match=message):
+            draw_rows(model, "ridge", dataset, bad)
+    with pytest.raises(GTIError, match="token ids from 250 to 9999"):
+        draw_rows(model, "focus", words=WordVectors(torch.tensor([250, 9999]), words.vectors[:2]))
+    with pytest.raises(GTIError, match="expected \\[n\\] and \\[n, d_text\\]"):
+        WordVectors(words.ids, words.vectors[:3])
 
 
 def test_a_refused_start_changes_nothing(dataset):
-    model = make_extended("tiny-llama"); initialize(model, "normal"); before = model.new_rows.detach().clone()
+    model = make_extended("tiny-llama")
+    initialize(model, "normal")
+    before = model.new_rows.detach().clone()
     for name, data in (("means", dataset), ("text_mean", None)):
-        with pytest.raises(GTIError): initialize(model, name, dataset=data)
-    small = load_dataset("toy"); small.items = small.items[:10]
-    with pytest.raises(GTIError, match="has 10 items, the semantic IDs 40"): initialize(model, "text_mean", dataset=small)
+        with pytest.raises(GTIError):
+            initialize(model, name, dataset=data)
+    small = load_dataset("toy")
+    small.items = small.items[:10]
+    with pytest.raises(GTIError, match="has 10 items, the semantic IDs 40"):
+        initialize(model, "text_mean", dataset=small)
     assert torch.equal(model.new_rows, before)
 
 
 def test_whole_words():
     _, tokenizer = load_base("tiny-llama")
     words = whole_words(tokenizer)
-    assert all(tokenizer.decode([i]) == f" {word}" and word.isalpha() and len(word) > 1 for word, i in words.items()) and list(words.values()) == sorted(words.values())
+    assert all(tokenizer.decode([i]) == f" {word}" and word.isalpha() and len(word) > 1 for word, i in words.items()) and list(
+        words.values()
+    ) == sorted(words.values())
     assert list(whole_words(tokenizer, 3)) == list(words)[:3]
     assert whole_words(ExtendedModel.extend(*load_base("tiny-llama"), {"<w_0>": "x"}).tokenizer) == words
-    with pytest.raises(GTIError, match="limit: got 0"): whole_words(tokenizer, 0)
+    with pytest.raises(GTIError, match="limit: got 0"):
+        whole_words(tokenizer, 0)
 
 
 def test_words_and_descriptions_are_encoded_when_not_given(dataset):
     "With the real text encoder: new words with descriptions need nothing else."
     model = ExtendedModel.extend(*load_base("tiny-llama-untied"), {"<tool_0>": "adds numbers", "<tool_1>": "finds a film", "<tool_2>": ""})
-    for name in INFORMED: assert all(rows.isfinite().all() and len(rows.unique(dim=0)) == 3 for rows in draw_rows(model, name)), name
+    for name in INFORMED:
+        assert all(rows.isfinite().all() and len(rows.unique(dim=0)) == 3 for rows in draw_rows(model, name)), name
 
 
 # %% report
 
+
 @pytest.mark.parametrize("base", BASES + BIASED)
 def test_safety_figures_against_the_full_softmax_of_a_plain_model(base, sids):
     model = make_extended(base, sids)
-    for p in model.new_parameters(): torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
-    plain, wanted = model.model if base.endswith("biased") else model.merge(), []  # tiny models have no bias that a configuration could ask for
+    for p in model.new_parameters():
+        torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
+    plain, wanted = (
+        model.model if base.endswith("biased") else model.merge(),
+        [],
+    )  # tiny models have no bias that a configuration could ask for
     for prompt in PROMPTS:
         p = plain(torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False)])).logits[0].double().softmax(-1)
-        old = p[:, :model.n_pretrained] / p[:, :model.n_pretrained].sum(1, keepdim=True)
-        wanted.append(torch.stack([p[:, model.n_pretrained:].sum(1), (old * (old / p[:, :model.n_pretrained]).log()).sum(1)]))
-    for found, right in zip(new_token_mass(model, PROMPTS), torch.cat(wanted, 1)): assert torch.allclose(found.double(), right.detach(), rtol=1e-4, atol=1e-6)
+        old = p[:, : model.n_pretrained] / p[:, : model.n_pretrained].sum(1, keepdim=True)
+        wanted.append(torch.stack([p[:, model.n_pretrained :].sum(1), (old * (old / p[:, : model.n_pretrained]).log()).sum(1)]))
+    for found, right in zip(new_token_mass(model, PROMPTS), torch.cat(wanted, 1)):
+        assert torch.allclose(found.double(), right.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_report_in_words_and_numbers(sids, tmp_path):
     model = make_extended("tiny-llama-untied", sids)
-    for p, draw in zip(model.new_parameters(), (3, 4)): torch.nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(draw))
+    for p, draw in zip(model.new_parameters(), (3, 4)):
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(draw))
+
     @initializer("as_it_is_for_a_test")
-    def as_it_is(context): return (model.new_rows if context.matrix == "embedding" else model.new_head_rows).detach().clone()
-    try: report = initialize(model, "as_it_is_for_a_test")
+    def as_it_is(context):
+        return (model.new_rows if context.matrix == "embedding" else model.new_head_rows).detach().clone()
+
+    try:
+        report = initialize(model, "as_it_is_for_a_test")
     finally:
-        for name in [n for n in INITIALIZERS if n.startswith("as_it_is_for_a_test")]: del INITIALIZERS[name]
+        for name in [n for n in INITIALIZERS if n.startswith("as_it_is_for_a_test")]:
+            del INITIALIZERS[name]
     for prefix, new, old in (("", model.new_rows, model.pretrained_rows), ("head_", model.new_head_rows, model.pretrained_head_rows)):
         new, old = new.detach().double().numpy(), old.detach().double().numpy()
         spread = lambda x: np.median(np.linalg.norm(x - x.mean(0), axis=1))
         s, centred = np.linalg.svd(new)[1], np.linalg.svd(new - new.mean(0))[1]
         rank = lambda s: np.exp(-(s / s.sum() * np.log(s / s.sum())).sum())
-        wanted = dict(norm_new=np.median(np.linalg.norm(new, axis=1)), norm_pretrained=np.median(np.linalg.norm(old, axis=1)), spread_ratio=spread(new) / spread(old),
-                      effective_rank=rank(s), effective_rank_centred=rank(centred[centred > 1e-9]))
+        wanted = dict(
+            norm_new=np.median(np.linalg.norm(new, axis=1)),
+            norm_pretrained=np.median(np.linalg.norm(old, axis=1)),
+            spread_ratio=spread(new) / spread(old),
+            effective_rank=rank(s),
+            effective_rank_centred=rank(centred[centred > 1e-9]),
+        )
         assert {k: getattr(report, prefix + k) for k in wanted} == pytest.approx(wanted, rel=1e-4)
-    written = json.loads(write_json(tmp_path/"report.json", report).read_text())
+    written = json.loads(write_json(tmp_path / "report.json", report).read_text())
     assert written["safe"] is True and written["name"] == "as_it_is_for_a_test"
 
 
 def test_an_unsafe_start_warns():
     model = make_extended("tiny-llama")
     loud = torch.eye(14, 32) * 40
+
     @initializer("loud_for_a_test")
-    def start(context): return loud
+    def start(context):
+        return loud
+
     try:
-        with pytest.warns(UserWarning, match="'loud_for_a_test': new tokens take .* of the probability"): assert not initialize(model, "loud_for_a_test").safe
+        with pytest.warns(UserWarning, match="'loud_for_a_test': new tokens take .* of the probability"):
+            assert not initialize(model, "loud_for_a_test").safe
     finally:
-        for name in [n for n in INITIALIZERS if n.startswith("loud_for_a_test")]: del INITIALIZERS[name]
-    with warnings.catch_warnings(action="error"): assert initialize(model, "mean").safe
+        for name in [n for n in INITIALIZERS if n.startswith("loud_for_a_test")]:
+            del INITIALIZERS[name]
+    with warnings.catch_warnings(action="error"):
+        assert initialize(model, "mean").safe
 
 
 @pytest.mark.parametrize("base", BIASED)

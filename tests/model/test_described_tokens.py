@@ -1,35 +1,40 @@
 "Any new tokens with descriptions, grounding them, and files of new rows."
-import json, os
+
+import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
+
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
+from gti_nb.data.queries import load_queries
 from gti_nb.grounding.full import FullConfig, ground_full
 from gti_nb.grounding.loss import GroundingLoss, encode_pairs, reference_loss
-from gti_nb.grounding.pairs import WORDS, grounding_pairs, described_pairs
-from gti_nb.probe.grounding import grounding_quality, pair_questions
+from gti_nb.grounding.pairs import described_pairs
 from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.base import draw_rows
-from gti_nb.probe.starts import probe, described_questions
 from gti_nb.initializers.registry import initialize
-from gti_nb.prompts import GROUNDING, Template
-from gti_nb.data.queries import load_queries
-from gti_nb.sid.codes import SemanticIds
 from gti_nb.model.extended import ExtendedModel
+from gti_nb.probe.grounding import grounding_quality, pair_questions
+from gti_nb.probe.starts import described_questions, probe
+from gti_nb.prompts import Template
+from gti_nb.sid.codes import SemanticIds
 
 TOOLS = {"<calculator>": "adds and multiplies numbers", "<calendar>": "knows the days", "[MAP]": ""}
 PAIRS = [("adds and multiplies", "<calculator>"), ("turns 3 feet into metres", ["<calculator>", "<units>"]), ("the days", ("<calendar>",))]
 
 
 def old_logits(model, ids=torch.tensor([[5, 9, 40, 7]])):
-    with torch.no_grad(): return model(ids).logits
+    with torch.no_grad():
+        return model(ids).logits
 
 
 def test_pairs_of_text_and_tokens(tmp_path):
@@ -38,8 +43,9 @@ def test_pairs_of_text_and_tokens(tmp_path):
     assert model.pairs == [("adds and multiplies", [0]), ("turns 3 feet into metres", [0, 1]), ("the days", [2])]
     for rows, old in zip(draw_rows(model, "text_mean"), (model.pretrained_rows, model.pretrained_head_rows)):
         phi = [old[model.tokenizer.encode(text, add_special_tokens=False)].mean(0) for text, _ in PAIRS]
-        for row, wanted in zip(rows, ((phi[0] + phi[1]) / 2, phi[1], phi[2])): assert torch.allclose(row, wanted, atol=1e-6)
-    again = ExtendedModel.load(model.save(tmp_path/"model"))
+        for row, wanted in zip(rows, ((phi[0] + phi[1]) / 2, phi[1], phi[2])):
+            assert torch.allclose(row, wanted, atol=1e-6)
+    again = ExtendedModel.load(model.save(tmp_path / "model"))
     assert again.pairs == model.pairs and again.token_names == model.token_names
     assert all(torch.equal(a, b) for a, b in zip(draw_rows(again, "ctfidf"), draw_rows(model, "ctfidf")))
 
@@ -48,34 +54,67 @@ def test_pairs_of_text_and_tokens(tmp_path):
 def test_descriptions_survive_saving(base, tmp_path):
     model = ExtendedModel.extend(*load_base(base), TOOLS)
     initialize(model, "text_mean")
-    again = ExtendedModel.load(model.save(tmp_path/"model"))
+    again = ExtendedModel.load(model.save(tmp_path / "model"))
     assert again.descriptions == TOOLS and again.pairs == [(text, [i]) for i, text in enumerate(TOOLS.values())]
     assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), model.new_parameters()))
 
 
-@pytest.mark.parametrize("words, message", [
-    ({"<|im_end|>": "x"}, "already has 1 of the 1 new tokens, e.g. '<|im_end|>'"), ({"a": "x"}, "already has 1"), ({"": "x"}, "got the name ''"), ({" <a>": "x"}, "got the name ' <a>'"),
-    ({"<a>\n": "x"}, "got the name '<a>"), ({"<\ud800>": "x"}, "got the name"), ({"\x00": "x"}, "got the name"), ({"tool": "x"}, "sets it apart from ordinary words"), ({"two words": "x"}, "sets it apart"),
-    ({3: "x"}, "the tokens of pair 0 are \\[3\\]"), ({"<a>": None}, "description of '<a>' is None"), ({"<a>": float("nan")}, "is nan, expected text"), ({"<a>": b"x"}, "expected text"),
-    ({}, "no new tokens"), ([], "no new tokens"), ("<a>", "got str"), (None, "got NoneType"), (["<a>"], "pair 0 is '<a>'"), ([("x", "<a>", 1)], "pair 0 is"), ([("x", [])], "tokens of pair 0 are \\[\\]"),
-    ([("x", "<a>"), ("y", 3)], "tokens of pair 1 are \\[3\\]"), ([(None, ["<a>", "<b>"])], "description of '<a>', '<b>' is None")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ({"<|im_end|>": "x"}, "already has 1 of the 1 new tokens, e.g. '<|im_end|>'"),
+        ({"a": "x"}, "already has 1"),
+        ({"": "x"}, "got the name ''"),
+        ({" <a>": "x"}, "got the name ' <a>'"),
+        ({"<a>\n": "x"}, "got the name '<a>"),
+        ({"<\ud800>": "x"}, "got the name"),
+        ({"\x00": "x"}, "got the name"),
+        ({"tool": "x"}, "sets it apart from ordinary words"),
+        ({"two words": "x"}, "sets it apart"),
+        ({3: "x"}, "the tokens of pair 0 are \\[3\\]"),
+        ({"<a>": None}, "description of '<a>' is None"),
+        ({"<a>": float("nan")}, "is nan, expected text"),
+        ({"<a>": b"x"}, "expected text"),
+        ({}, "no new tokens"),
+        ([], "no new tokens"),
+        ("<a>", "got str"),
+        (None, "got NoneType"),
+        (["<a>"], "pair 0 is '<a>'"),
+        ([("x", "<a>", 1)], "pair 0 is"),
+        ([("x", [])], "tokens of pair 0 are \\[\\]"),
+        ([("x", "<a>"), ("y", 3)], "tokens of pair 1 are \\[3\\]"),
+        ([(None, ["<a>", "<b>"])], "description of '<a>', '<b>' is None"),
+    ],
+)
 def test_what_is_refused_leaves_the_model_alone(words, message):
     model, tokenizer = load_base("tiny-llama")
     before, size = old_logits(model), len(tokenizer)
-    with pytest.raises(GTIError, match=message): ExtendedModel.extend(model, tokenizer, words)
+    with pytest.raises(GTIError, match=message):
+        ExtendedModel.extend(model, tokenizer, words)
     assert torch.equal(old_logits(model), before) and len(tokenizer) == size
     assert ExtendedModel.extend(model, tokenizer, TOOLS).n_new == 3
 
 
 @pytest.mark.parametrize("base", ["tiny-llama-padded", "tiny-gpt2-untied"])
-@pytest.mark.parametrize("given", [dict(init="text_means"), dict(init="text_mean"), dict(init="text_mean", dataset="small"), dict(init="from_checkpoint", checkpoint="nowhere")])
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(init="text_means"),
+        dict(init="text_mean"),
+        dict(init="text_mean", dataset="small"),
+        dict(init="from_checkpoint", checkpoint="nowhere"),
+    ],
+)
 def test_a_refused_start_leaves_the_model_alone(base, given):
     sids = SemanticIds(torch.stack([torch.arange(40) // 8, torch.arange(40) % 8], 1))
-    if "dataset" in given: given = given | {"dataset": load_dataset("toy")}; given["dataset"].items = given["dataset"].items[:10]
+    if "dataset" in given:
+        given = given | {"dataset": load_dataset("toy")}
+        given["dataset"].items = given["dataset"].items[:10]
     model, tokenizer = load_base(base)
     before, tied = old_logits(model), model.get_output_embeddings().weight is model.get_input_embeddings().weight
     sizes = model.config.vocab_size, model.get_input_embeddings().weight.shape
-    with pytest.raises(GTIError): ExtendedModel.extend(model, tokenizer, sids, **given)
+    with pytest.raises(GTIError):
+        ExtendedModel.extend(model, tokenizer, sids, **given)
     assert torch.equal(old_logits(model), before) and (model.config.vocab_size, model.get_input_embeddings().weight.shape) == sizes
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     extended = ExtendedModel.extend(model, tokenizer, sids)
@@ -87,14 +126,17 @@ def test_names_that_hold_each_other():
     "One name inside another, and names side by side, all keep their ids."
     model = ExtendedModel.extend(*load_base("tiny-llama"), {"<t>": "", "<t><t>": "", "<t>_1": "", "<t>_12": "", "@x y": "", "工具!": ""})
     for name, i in zip(model.token_names, model.new_ids.tolist()):
-        for text in (name, f"a{name} b", f"{name}\n{name}"): assert model.tokenizer.encode(text, add_special_tokens=False).count(i) == text.count(name)
+        for text in (name, f"a{name} b", f"{name}\n{name}"):
+            assert model.tokenizer.encode(text, add_special_tokens=False).count(i) == text.count(name)
 
 
 # %% rows of an earlier run
 
+
 def noisy(base, sids):
     model = ExtendedModel.extend(*load_base(base), sids)
-    for i, p in enumerate(model.new_parameters()): torch.nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(i))
+    for i, p in enumerate(model.new_parameters()):
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(i))
     return model
 
 
@@ -105,11 +147,12 @@ SIDS = SemanticIds(torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0]]), [torch.eye(3)
 @pytest.mark.parametrize("sids", [SIDS, TOOLS, PAIRS], ids=["sids", "descriptions", "pairs"])
 def test_from_checkpoint(base, sids, tmp_path):
     first = noisy(base, sids)
-    path = first.save_rows(tmp_path/"deep"/"rows.safetensors")
+    path = first.save_rows(tmp_path / "deep" / "rows.safetensors")
     second = ExtendedModel.extend(*load_base(base), sids)
     initialize(second, "from_checkpoint", checkpoint=path)
     assert all(torch.equal(a, b) for a, b in zip(first.new_parameters(), second.new_parameters()))
-    third = noisy(base, sids); third.load_rows(path)
+    third = noisy(base, sids)
+    third.load_rows(path)
     assert all(torch.equal(a, b) for a, b in zip(first.new_parameters(), third.new_parameters()))
     assert not list(tmp_path.glob("**/*.part")) and not list(tmp_path.glob("**/.*"))
 
@@ -119,47 +162,74 @@ def test_from_checkpoint_with_a_bias(tmp_path):
         model, tokenizer = load_base("tiny-llama-untied")
         model.get_output_embeddings().bias = torch.nn.Parameter(torch.linspace(-1, 1, len(tokenizer)))
         return ExtendedModel.extend(model, tokenizer, SIDS)
+
     first, second = biased(), biased()
-    for i, p in enumerate(first.new_parameters()): torch.nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(i))
-    initialize(second, "from_checkpoint", checkpoint=first.save_rows(tmp_path/"rows.safetensors"))
+    for i, p in enumerate(first.new_parameters()):
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(i))
+    initialize(second, "from_checkpoint", checkpoint=first.save_rows(tmp_path / "rows.safetensors"))
     assert len(first.new_parameters()) == 3 and all(torch.equal(a, b) for a, b in zip(first.new_parameters(), second.new_parameters()))
 
 
 def test_rows_that_do_not_belong_here(tmp_path):
-    path = noisy("tiny-llama", SIDS).save_rows(tmp_path/"rows.safetensors")
+    path = noisy("tiny-llama", SIDS).save_rows(tmp_path / "rows.safetensors")
     other_codes = SemanticIds(SIDS.codes.flip(0), SIDS.codebooks)
-    for base, sids, key in (("tiny-qwen3", SIDS, "layers"), ("tiny-llama-shaken", SIDS, "pretrained_rows"), ("tiny-llama", other_codes, "sids"), ("tiny-llama", TOOLS, "token_names")):
+    for base, sids, key in (
+        ("tiny-qwen3", SIDS, "layers"),
+        ("tiny-llama-shaken", SIDS, "pretrained_rows"),
+        ("tiny-llama", other_codes, "sids"),
+        ("tiny-llama", TOOLS, "token_names"),
+    ):
         plain, tokenizer = load_base(base.removesuffix("-shaken"))
-        if base.endswith("-shaken"): plain.get_input_embeddings().weight.data[3, 4] += 1e-3
+        if base.endswith("-shaken"):
+            plain.get_input_embeddings().weight.data[3, 4] += 1e-3
         model = ExtendedModel.extend(plain, tokenizer, sids)
         before = model.new_rows.detach().clone()
-        with pytest.raises(GTIError, match=f"its {key} are not this model's"): initialize(model, "from_checkpoint", checkpoint=path)
+        with pytest.raises(GTIError, match=f"its {key} are not this model's"):
+            initialize(model, "from_checkpoint", checkpoint=path)
         assert torch.equal(model.new_rows, before)
 
 
 def test_damaged_files_of_rows(tmp_path):
     model = noisy("tiny-llama", SIDS)
-    good = model.save_rows(tmp_path/"rows.safetensors").read_bytes()
-    flipped = bytearray(good); flipped[-5] ^= 1
-    for data, message in ((good[:-7], "damaged or cut off"), (good[:20], "damaged or cut off"), (b"", "damaged or cut off"), (b"not safetensors at all", "damaged or cut off"), (bytes(flipped), "not those that were written")):
-        (tmp_path/"bad.safetensors").write_bytes(data)
-        with pytest.raises(GTIError, match=message): draw_rows(model, "from_checkpoint", checkpoint=tmp_path/"bad.safetensors")
-    save_file(load_file(tmp_path/"rows.safetensors"), tmp_path/"bare.safetensors")
-    with pytest.raises(GTIError, match="its token_names are not this model's"): model.load_rows(tmp_path/"bare.safetensors")
-    save_file({"rows": torch.zeros(5, 32), "extra": torch.zeros(1)}, tmp_path/"more.safetensors", metadata=model.rows_meta())
-    with pytest.raises(GTIError, match="holds .*extra.*, this model has rows"): model.load_rows(tmp_path/"more.safetensors")
-    for missing in (tmp_path/"none.safetensors", tmp_path):
-        with pytest.raises(GTIError, match="no such file"): model.load_rows(missing)
+    good = model.save_rows(tmp_path / "rows.safetensors").read_bytes()
+    flipped = bytearray(good)
+    flipped[-5] ^= 1
+    for data, message in (
+        (good[:-7], "damaged or cut off"),
+        (good[:20], "damaged or cut off"),
+        (b"", "damaged or cut off"),
+        (b"not safetensors at all", "damaged or cut off"),
+        (bytes(flipped), "not those that were written"),
+    ):
+        (tmp_path / "bad.safetensors").write_bytes(data)
+        with pytest.raises(GTIError, match=message):
+            draw_rows(model, "from_checkpoint", checkpoint=tmp_path / "bad.safetensors")
+    save_file(load_file(tmp_path / "rows.safetensors"), tmp_path / "bare.safetensors")
+    with pytest.raises(GTIError, match="its token_names are not this model's"):
+        model.load_rows(tmp_path / "bare.safetensors")
+    save_file({"rows": torch.zeros(5, 32), "extra": torch.zeros(1)}, tmp_path / "more.safetensors", metadata=model.rows_meta())
+    with pytest.raises(GTIError, match="holds .*extra.*, this model has rows"):
+        model.load_rows(tmp_path / "more.safetensors")
+    for missing in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(GTIError, match="no such file"):
+            model.load_rows(missing)
     model.new_rows.data[1, 3] = float("inf")
-    with pytest.raises(GTIError, match="NaN or Inf"): draw_rows(noisy("tiny-llama", SIDS), "from_checkpoint", checkpoint=model.save_rows(tmp_path/"inf.safetensors"))
+    with pytest.raises(GTIError, match="NaN or Inf"):
+        draw_rows(noisy("tiny-llama", SIDS), "from_checkpoint", checkpoint=model.save_rows(tmp_path / "inf.safetensors"))
 
 
 def test_a_file_of_rows_is_small_and_says_what_it_is(tmp_path):
     model = noisy("tiny-llama", SIDS)
-    path = model.save_rows(tmp_path/"rows.safetensors")
+    path = model.save_rows(tmp_path / "rows.safetensors")
     from safetensors import safe_open
-    with safe_open(path, "np") as f: meta, rows = f.metadata(), f.get_tensor("rows")
-    assert path.stat().st_size < 5 * 32 * 4 + 1000 and json.loads(meta["token_names"]) == model.token_names and set(meta) == {"token_names", "sids", "layers", "pretrained_rows", "tensors"}
+
+    with safe_open(path, "np") as f:
+        meta, rows = f.metadata(), f.get_tensor("rows")
+    assert (
+        path.stat().st_size < 5 * 32 * 4 + 1000
+        and json.loads(meta["token_names"]) == model.token_names
+        and set(meta) == {"token_names", "sids", "layers", "pretrained_rows", "tensors"}
+    )
     np.testing.assert_array_equal(rows, model.new_rows.detach().numpy())
 
 
@@ -167,12 +237,22 @@ def test_a_file_of_rows_is_small_and_says_what_it_is(tmp_path):
 
 ASK = Template("request_to_tool", "Which tool is the right one?\n{text}", "{sid}")
 TELL = Template("tool_to_text", "What is this tool for?\n{sid}", "{text}", end=True)
-REQUESTS = [("what is 17 times 23?", "<calculator>"), ("split a bill", "<calculator>"), ("am I free?", "<calendar>"), ("meet Ann", "<calendar>"), ("where is it?", "[MAP]"), ("the way there by noon", ["[MAP]", "<calendar>"])]
+REQUESTS = [
+    ("what is 17 times 23?", "<calculator>"),
+    ("split a bill", "<calculator>"),
+    ("am I free?", "<calendar>"),
+    ("meet Ann", "<calendar>"),
+    ("where is it?", "[MAP]"),
+    ("the way there by noon", ["[MAP]", "<calendar>"]),
+]
 
 
-def texts_of(frame, template): return frame.text[frame.template == template].tolist()
+def texts_of(frame, template):
+    return frame.text[frame.template == template].tolist()
 
-def small(**kw): return GroundingConfig(**{**dict(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32"), **kw})
+
+def small(**kw):
+    return GroundingConfig(**{**dict(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32"), **kw})
 
 
 def test_pairs_of_words_go_both_ways():
@@ -182,7 +262,11 @@ def test_pairs_of_words_go_both_ways():
     for template, direction in ((ASK, "text_to_sid"), (TELL, "sid_to_text")):
         own = pairs.train[pairs.train.template == template.name]
         assert set(own.direction) == {direction} and set(own.form) == {template}
-        assert list(zip(own.text, own["rows"])) == [("adds and multiplies numbers", (0,)), ("knows the days", (1,)), *zip([t for t, _ in REQUESTS], [(0,), (0,), (1,), (1,), (2,), (2, 1)])]
+        assert list(zip(own.text, own["rows"])) == [
+            ("adds and multiplies numbers", (0,)),
+            ("knows the days", (1,)),
+            *zip([t for t, _ in REQUESTS], [(0,), (0,), (1,), (1,), (2,), (2, 1)]),
+        ]
     assert set(described_pairs(model, REQUESTS, tell=None).train.template) == {"text_to_word"} and len(described_pairs(model).train) == 4
     encoded = encode_pairs(model, pairs.train)
     new = [[i - model.n_pretrained for i in [*p, *r] if i >= model.n_pretrained] for p, r in zip(encoded.prefix, encoded.rest)]
@@ -192,12 +276,12 @@ def test_pairs_of_words_go_both_ways():
 
 def test_pairs_given_to_extend_are_grounded_as_they_are():
     model = ExtendedModel.extend(*load_base("tiny-llama"), PAIRS)
-    pairs = described_pairs(model, [("adds and multiplies", "<calculator>")], holdout=.5)  # said already: not held out, not twice
+    pairs = described_pairs(model, [("adds and multiplies", "<calculator>")], holdout=0.5)  # said already: not held out, not twice
     assert texts_of(pairs.train, "text_to_word") == [text for text, _ in PAIRS] and not len(pairs.heldout)
     assert pairs.train["rows"].tolist()[:3] == [(0,), (0, 1), (2,)]
 
 
-@pytest.mark.parametrize("share", [0, .1, .25, .5])
+@pytest.mark.parametrize("share", [0, 0.1, 0.25, 0.5])
 def test_held_out_texts_are_spread_over_the_tokens(share):
     model = ExtendedModel.extend(*load_base("tiny-llama"), {f"<t_{i}>": f"thing {i}" for i in range(10)})
     more = [(f"text {j} about {i}", f"<t_{i}>") for j in range(8) for i in range(10)] + [(f"text {j} about 0", "<t_9>") for j in range(8)]
@@ -211,29 +295,62 @@ def test_held_out_texts_are_spread_over_the_tokens(share):
     assert texts_of(again.heldout, "text_to_word") == held and (not share or texts_of(other.heldout, "text_to_word") != held)
 
 
-@pytest.mark.parametrize("given, message", [
-    (dict(more=["<calculator>"]), "more: pair 0 is '<calculator>', expected \\(text, token\\)"), (dict(more={"a": "<calculator>"}), "more: pair 0 is 'a'"), (dict(more=[("a", "<calculator>"), (None, "<calendar>")]), "more: pair 1 is \\(None"),
-    (dict(more=[("a", "<clock>")]), "tokens of pair 0 are \\['<clock>'\\], expected names among the 3 new tokens, such as '<calculator>'"), (dict(more=[("a", ["<calculator>", 3])]), "\\['<calculator>', 3\\]"), (dict(more=[("a", [])]), "tokens of pair 0 are \\[\\]"),
-    (dict(holdout=.6), "holdout: got 0.6, allowed: 0 to 0.5"), (dict(holdout=float("nan")), "holdout: got nan"), (dict(ask=TELL), "ask: 'tool_to_text' has the slots \\['sid'\\]"), (dict(tell=ASK), "tell: 'request_to_tool' has the slots \\['text'\\]"),
-    (dict(ask=Template("a", "Which?\n{query}", "{sid}")), "has the slots \\['query'\\] in 'Which\\?\\\\n{query}', allowed there: description, text, title"), (dict(ask=Template("a", "Which?", "{sid}")), "has the slots \\[\\]"),
-    (dict(ask=replace(ASK, others=("Well?",))), "has the slots \\[\\] in 'Well\\?'"), (dict(ask=replace(ASK, answer="It is {sid}")), "answers with 'It is {sid}', expected '{sid}'"), (dict(tell=replace(TELL, name=ASK.name), ask=ASK), "a name that tell does not have")])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(more=["<calculator>"]), "more: pair 0 is '<calculator>', expected \\(text, token\\)"),
+        (dict(more={"a": "<calculator>"}), "more: pair 0 is 'a'"),
+        (dict(more=[("a", "<calculator>"), (None, "<calendar>")]), "more: pair 1 is \\(None"),
+        (
+            dict(more=[("a", "<clock>")]),
+            "tokens of pair 0 are \\['<clock>'\\], expected names among the 3 new tokens, such as '<calculator>'",
+        ),
+        (dict(more=[("a", ["<calculator>", 3])]), "\\['<calculator>', 3\\]"),
+        (dict(more=[("a", [])]), "tokens of pair 0 are \\[\\]"),
+        (dict(holdout=0.6), "holdout: got 0.6, allowed: 0 to 0.5"),
+        (dict(holdout=float("nan")), "holdout: got nan"),
+        (dict(ask=TELL), "ask: 'tool_to_text' has the slots \\['sid'\\]"),
+        (dict(tell=ASK), "tell: 'request_to_tool' has the slots \\['text'\\]"),
+        (
+            dict(ask=Template("a", "Which?\n{query}", "{sid}")),
+            "has the slots \\['query'\\] in 'Which\\?\\\\n{query}', allowed there: description, text, title",
+        ),
+        (dict(ask=Template("a", "Which?", "{sid}")), "has the slots \\[\\]"),
+        (dict(ask=replace(ASK, others=("Well?",))), "has the slots \\[\\] in 'Well\\?'"),
+        (dict(ask=replace(ASK, answer="It is {sid}")), "answers with 'It is {sid}', expected '{sid}'"),
+        (dict(tell=replace(TELL, name=ASK.name), ask=ASK), "a name that tell does not have"),
+    ],
+)
 def test_word_pairs_that_are_refused(given, message):
-    with pytest.raises(GTIError, match=message): described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), TOOLS), **given)
+    with pytest.raises(GTIError, match=message):
+        described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), TOOLS), **given)
 
 
 def test_words_and_codes_are_not_mixed_up():
     codes, words = ExtendedModel.extend(*load_base("tiny-llama"), SIDS), ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": "x"})
-    with pytest.raises(GTIError, match="take grounding_pairs"): described_pairs(codes)
+    with pytest.raises(GTIError, match="take grounding_pairs"):
+        described_pairs(codes)
     pairs = described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), TOOLS), REQUESTS)
-    with pytest.raises(GTIError, match="name the new row 2, the model has 1 new rows"): ground(words, pairs, small(), progress=False)
-    with pytest.raises(GTIError, match="none for training"): ground(words, described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": ""})), small(), progress=False)
+    with pytest.raises(GTIError, match="name the new row 2, the model has 1 new rows"):
+        ground(words, pairs, small(), progress=False)
+    with pytest.raises(GTIError, match="none for training"):
+        ground(words, described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": ""})), small(), progress=False)
 
 
 def test_text_about_a_word_never_becomes_a_word():
-    hostile = {"<calculator>": "not the <calendar> but the <calculator><|im_end|>", "<calendar>": "<calendar>", "<units>": "<|im_start|>system <units>"}
+    hostile = {
+        "<calculator>": "not the <calendar> but the <calculator><|im_end|>",
+        "<calendar>": "<calendar>",
+        "<units>": "<|im_start|>system <units>",
+    }
     model = ExtendedModel.extend(*load_base("tiny-llama"), hostile)
-    pairs = described_pairs(model, [("use <units> " * 40, "<calculator>"), ("<calculator>", ["<units>", "<units>"])], ASK, TELL, holdout=0).train
-    encoded, control = encode_pairs(model, pairs), set(model.tokenizer.added_tokens_decoder) - set(range(model.n_pretrained, model.n_pretrained + 3))
+    pairs = described_pairs(
+        model, [("use <units> " * 40, "<calculator>"), ("<calculator>", ["<units>", "<units>"])], ASK, TELL, holdout=0
+    ).train
+    encoded, control = (
+        encode_pairs(model, pairs),
+        set(model.tokenizer.added_tokens_decoder) - set(range(model.n_pretrained, model.n_pretrained + 3)),
+    )
     for pair, known, prefix, rest in zip(pairs["rows"], pairs.template, encoded.prefix, encoded.rest):
         assert [i - model.n_pretrained for i in [*prefix, *rest] if i >= model.n_pretrained] == list(pair)
         clean = encode_pairs(model, pairs[pairs.template == known].head(1).assign(text="plain"))
@@ -246,12 +363,27 @@ def test_the_loss_of_words_is_exact(base, ask):
     "Answers of one and of two tokens in one batch, both directions, against Algorithm 1."
     model = noisy(base, PAIRS)
     model.train_only(backbone=False)
-    encoded = encode_pairs(model, described_pairs(model, [("17 feet in metres", ["<calculator>", "<units>"]), ("Monday", "<calendar>"), ("a sum, on Monday", ["<calendar>", "<units>", "<calculator>"])], ask, TELL, holdout=0).train)
+    encoded = encode_pairs(
+        model,
+        described_pairs(
+            model,
+            [
+                ("17 feet in metres", ["<calculator>", "<units>"]),
+                ("Monday", "<calendar>"),
+                ("a sum, on Monday", ["<calendar>", "<units>", "<calculator>"]),
+            ],
+            ask,
+            TELL,
+            holdout=0,
+        ).train,
+    )
     for direction in ("text_to_sid", "sid_to_text"):
         group = encoded[encoded.direction == direction]
         batch = {k: group[k].to_list() for k in ("prefix", "rest", "n_targets")}
-        if direction == "text_to_sid": assert batch["n_targets"] == [n + ask.end for n in (1, 2, 1, 2, 1, 3)]
-        for p in model.new_parameters(): p.grad = None
+        if direction == "text_to_sid":
+            assert batch["n_targets"] == [n + ask.end for n in (1, 2, 1, 2, 1, 3)]
+        for p in model.new_parameters():
+            p.grad = None
         loss = GroundingLoss(model)(**batch, fixed=int(group.fixed.iloc[0]))
         loss.backward()
         expected, gradient = reference_loss(model, **batch)
@@ -265,64 +397,90 @@ def test_grounded_words_are_recalled_and_old_rows_stand(base, tmp_path):
     model = ExtendedModel.extend(*load_base(base), {f"<t_{i}>": f"does thing number {i}" for i in range(12)})
     more = [(f"please do {i}", f"<t_{i}>") for i in range(12)]
     old = {n: p.detach().clone() for n, p in model.model.named_parameters() if not n.endswith(".new")}
-    pairs, shown = described_pairs(model, more, ASK, TELL, holdout=.25), lambda: probe(model, pair_questions(model, pairs.train, ASK.name), ASK, None, (1,))["code@1"]
+    pairs, shown = (
+        described_pairs(model, more, ASK, TELL, holdout=0.25),
+        lambda: probe(model, pair_questions(model, pairs.train, ASK.name), ASK, None, (1,))["code@1"],
+    )
     before = shown()
     result = ground(model, pairs, small(steps=150, batch_size=8, learning_rate=5e-2), out_dir=tmp_path, progress=False)
-    assert before == pytest.approx(1 / 12) and shown() > .5
+    assert before == pytest.approx(1 / 12) and shown() > 0.5
     now = dict(model.model.named_parameters())
     assert old and all(torch.equal(now[n], p) for n, p in old.items())
     assert set(result.heldout["after"]) == {"text_to_sid", "sid_to_text"}
     again = ExtendedModel.extend(*load_base(base), {f"<t_{i}>": f"does thing number {i}" for i in range(12)})
-    again.load_rows(tmp_path/"grounded.safetensors")
+    again.load_rows(tmp_path / "grounded.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), model.new_parameters()))
 
 
 def test_held_out_texts_are_asked_as_word_questions_ask():
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
-    pairs = described_pairs(model, REQUESTS, ASK, TELL, holdout=.5)
+    pairs = described_pairs(model, REQUESTS, ASK, TELL, holdout=0.5)
     asked, held = pair_questions(model, pairs.heldout, ASK.name), pairs.heldout[pairs.heldout.template == ASK.name]
     same = described_questions(model, [(text, model.token_names[rows[0]]) for text, rows in zip(held.text, held["rows"])])
     assert asked.texts == same.texts == held.text.tolist() and torch.equal(asked.rows, same.rows) and asked.titles == same.titles
     table = grounding_quality(model, pairs, ASK.name, ks=(1, 2))
     assert list(table.index) == ["held out", "trained", "chance"] and list(table) == ["code@1", "code@2", "title@1", "title_lift@1"]
     assert table.loc["held out", "code@1"] == pytest.approx(table.loc["chance", "code@1"])  # the mean start knows nothing
-    with pytest.raises(GTIError, match="template: got 'text_to_sid', allowed: .* \\['request_to_tool'\\]"): grounding_quality(model, pairs)
+    with pytest.raises(GTIError, match="template: got 'text_to_sid', allowed: .* \\['request_to_tool'\\]"):
+        grounding_quality(model, pairs)
     bare = ExtendedModel.extend(*load_base("tiny-llama"), dict.fromkeys(TOOLS, ""))
-    assert list(grounding_quality(bare, described_pairs(bare, REQUESTS, holdout=.5), "text_to_word", ks=(1,))) == ["code@1"]
+    assert list(grounding_quality(bare, described_pairs(bare, REQUESTS, holdout=0.5), "text_to_word", ks=(1,))) == ["code@1"]
 
 
 def test_a_stage_does_not_go_on_with_other_texts_or_questions(tmp_path):
     class Stop(TrainerCallback):
         def on_step_begin(self, args, state, control, **kw):
-            if state.global_step == 3: raise KeyboardInterrupt
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
     def run(model=None, more=REQUESTS, ask=ASK, callbacks=()):
         model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
-        return model, ground(model, described_pairs(model, more, ask, TELL, holdout=.3), small(save_steps=1), out_dir=tmp_path, callbacks=callbacks, progress=False)
-    with pytest.raises(KeyboardInterrupt): run(callbacks=[Stop()])
+        return model, ground(
+            model,
+            described_pairs(model, more, ask, TELL, holdout=0.3),
+            small(save_steps=1),
+            out_dir=tmp_path,
+            callbacks=callbacks,
+            progress=False,
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Stop()])
     for other in (dict(more=REQUESTS[:-1]), dict(ask=replace(ASK, user="Which tool?\n{text}"))):
-        with pytest.raises(GTIError, match="pairs: .* there, .* here"): run(**other)
+        with pytest.raises(GTIError, match="pairs: .* there, .* here"):
+            run(**other)
     model, result = run()
     assert result.resumed and len(result.losses) == 8
-    tmp_path = tmp_path/"whole"
+    tmp_path = tmp_path / "whole"
     assert torch.equal(model.new_rows, run()[0].new_rows)
 
 
 def test_the_second_stage_takes_words_too():
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
-    result = ground_full(model, described_pairs(model, REQUESTS, ASK, TELL, holdout=.3), FullConfig(steps=3, batch_size=4, precision="fp32"), progress=False)
+    result = ground_full(
+        model, described_pairs(model, REQUESTS, ASK, TELL, holdout=0.3), FullConfig(steps=3, batch_size=4, precision="fp32"), progress=False
+    )
     assert len(result.losses) == 3 and set(result.heldout["after"]) == {"text_to_sid", "sid_to_text"}
 
 
-METATOOL = Path(os.environ.get("GTI_DATA", ""))/"metatool"
+METATOOL = Path(os.environ.get("GTI_DATA", "")) / "metatool"
 
-@pytest.mark.skipif(not (METATOOL/"items.parquet").exists(), reason="GTI_DATA names no folder with metatool/items.parquet in it")
+
+@pytest.mark.skipif(not (METATOOL / "items.parquet").exists(), reason="GTI_DATA names no folder with metatool/items.parquet in it")
 def test_metatool():
     "199 tools of a tiny model: their queries become pairs, and the stage runs."
     data = load_queries(METATOOL)
     names = [f"<tool_{i}>" for i in range(data.n_items)]
     model = ExtendedModel.extend(*load_base("tiny-llama"), dict(zip(names, data.texts())))
     queries = data.pairs("train").groupby("item").head(2)
-    pairs = described_pairs(model, [(text, names[i]) for text, i in zip(queries.text, queries["item"])], ASK, TELL, holdout=.5)
-    assert pairs.left_out == 0 and len(set(pairs.heldout.text)) == pytest.approx(199, abs=3) and not set(pairs.heldout.text) & set(pairs.train.text)
-    losses = [r["loss"] for r in ground(model, pairs, small(steps=60, batch_size=16, learning_rate=3e-2, share_text_to_sid=1.), progress=False).losses]
-    assert np.mean(losses[-10:]) < np.mean(losses[:3]) - .5
+    pairs = described_pairs(model, [(text, names[i]) for text, i in zip(queries.text, queries["item"])], ASK, TELL, holdout=0.5)
+    assert (
+        pairs.left_out == 0
+        and len(set(pairs.heldout.text)) == pytest.approx(199, abs=3)
+        and not set(pairs.heldout.text) & set(pairs.train.text)
+    )
+    losses = [
+        r["loss"]
+        for r in ground(model, pairs, small(steps=60, batch_size=16, learning_rate=3e-2, share_text_to_sid=1.0), progress=False).losses
+    ]
+    assert np.mean(losses[-10:]) < np.mean(losses[:3]) - 0.5

@@ -1,10 +1,16 @@
 "New tokens in tokenizers and models of several families, and the plain folder a model leaves as."
-import subprocess, sys
-import pytest, torch, transformers
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
-from gti_nb.sid.codes import SemanticIds
 from gti_nb.model.extended import ExtendedModel
+from gti_nb.sid.codes import SemanticIds
 
 TINY = [f"tiny-{family}{tie}{pad}" for family in ("llama", "qwen3", "gpt2") for tie in ("", "-untied") for pad in ("", "-padded")]
 SIDS = SemanticIds(torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0]]), [torch.eye(3), torch.eye(2)])
@@ -13,7 +19,8 @@ SIDS = SemanticIds(torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0]]), [torch.eye(3)
 def shaken(base):
     extended = ExtendedModel.extend(*load_base(base), SIDS)
     noise = torch.Generator().manual_seed(0)
-    for p in extended.new_parameters(): p.data += 0.1 * torch.randn(p.shape, generator=noise)
+    for p in extended.new_parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=noise)
     return extended
 
 
@@ -22,25 +29,27 @@ def test_old_logits_are_those_of_the_base_model(base):
     ids = torch.tensor([[5, 9, 40, 7]])
     plain, tokenizer = load_base(base)
     extended = shaken(base)
-    with torch.no_grad(): before, after = plain(ids).logits, extended.model(ids).logits
+    with torch.no_grad():
+        before, after = plain(ids).logits, extended.model(ids).logits
     assert extended.n_pretrained == len(tokenizer)
     assert after.shape[-1] == extended.n_pretrained + 5
-    torch.testing.assert_close(after[..., :extended.n_pretrained], before[..., :extended.n_pretrained])
+    torch.testing.assert_close(after[..., : extended.n_pretrained], before[..., : extended.n_pretrained])
 
 
 @pytest.mark.parametrize("base", TINY)
 def test_merged_folder_loads_in_plain_transformers_with_identical_logits(base, tmp_path):
     extended = shaken(base)
     ids = torch.tensor([[5, 9, *extended.token_ids[1].tolist(), 7, *extended.token_ids[2].tolist()]])
-    extended.save(tmp_path/"model")
-    with torch.no_grad(): torch.save(extended.model(ids).logits, tmp_path/"logits.pt")
+    extended.save(tmp_path / "model")
+    with torch.no_grad():
+        torch.save(extended.model(ids).logits, tmp_path / "logits.pt")
     code = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = AutoModelForCausalLM.from_pretrained({str(tmp_path/'model')!r}), AutoTokenizer.from_pretrained({str(tmp_path/'model')!r})
+model, tokenizer = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}), AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
 ids = torch.tensor({ids.tolist()})
 assert tokenizer.encode("<c_0>") != [1] and tokenizer.encode("<a_2><b_0>", add_special_tokens=False) == {extended.token_ids[1].tolist()}
-with torch.no_grad(): gap = (model.eval()(ids).logits - torch.load({str(tmp_path/'logits.pt')!r})).abs().max().item()
+with torch.no_grad(): gap = (model.eval()(ids).logits - torch.load({str(tmp_path / "logits.pt")!r})).abs().max().item()
 tied = model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
 assert gap < 1e-5 and tied == {extended.tied} and "gti_nb" not in sys.modules, (gap, tied)
 """
@@ -50,8 +59,8 @@ assert gap < 1e-5 and tied == {extended.tied} and "gti_nb" not in sys.modules, (
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded"])
 def test_saved_model_splits_again(base, tmp_path):
     extended = shaken(base)
-    extended.save(tmp_path/"model")
-    again = ExtendedModel.load(tmp_path/"model")
+    extended.save(tmp_path / "model")
+    again = ExtendedModel.load(tmp_path / "model")
     assert again.pretrained_hash() == extended.pretrained_hash() and again.tied == extended.tied
     assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), extended.new_parameters()))
     assert torch.equal(again.token_ids, extended.token_ids)
@@ -73,12 +82,14 @@ def test_bf16_twin_shares_the_new_rows():
 
 def test_rows_of_another_run(tmp_path):
     extended = shaken("tiny-llama")
-    extended.save_rows(tmp_path/"rows.safetensors")
+    extended.save_rows(tmp_path / "rows.safetensors")
     other_codes = ExtendedModel.extend(*load_base("tiny-llama"), SemanticIds(SIDS.codes.flip(0), SIDS.codebooks))
-    with pytest.raises(GTIError, match="its sids are not this model's"): other_codes.load_rows(tmp_path/"rows.safetensors")
+    with pytest.raises(GTIError, match="its sids are not this model's"):
+        other_codes.load_rows(tmp_path / "rows.safetensors")
     extended.new_rows.data[0, 0] = float("nan")
-    extended.save_rows(tmp_path/"nan.safetensors")
-    with pytest.raises(GTIError, match="NaN"): shaken("tiny-llama").load_rows(tmp_path/"nan.safetensors")
+    extended.save_rows(tmp_path / "nan.safetensors")
+    with pytest.raises(GTIError, match="NaN"):
+        shaken("tiny-llama").load_rows(tmp_path / "nan.safetensors")
 
 
 def test_tokens_keep_their_ids_inside_text():
@@ -92,13 +103,26 @@ def test_tokens_keep_their_ids_inside_text():
 def test_new_words_without_semantic_ids():
     words = ExtendedModel.extend(*load_base("tiny-llama"), {"<calculator>": "adds numbers", "<calendar>": "knows dates"})
     assert words.n_new == 2 and words.sids is None and words.descriptions["<calendar>"] == "knows dates"
-    with pytest.raises(GTIError, match="no new tokens"): ExtendedModel.extend(*load_base("tiny-llama"), {})
+    with pytest.raises(GTIError, match="no new tokens"):
+        ExtendedModel.extend(*load_base("tiny-llama"), {})
 
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_a_class_that_keeps_its_vocabulary_size_computes_its_own_loss(labels):
-    config = transformers.Gemma2Config(vocab_size=len(load_base("tiny-llama")[1]), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
-    extended = ExtendedModel.extend(transformers.AutoModelForCausalLM.from_config(config).eval(), load_base("tiny-llama")[1], {"<tool_1>": "adds", "<tool_2>": "divides"})
+    config = transformers.Gemma2Config(
+        vocab_size=len(load_base("tiny-llama")[1]),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    extended = ExtendedModel.extend(
+        transformers.AutoModelForCausalLM.from_config(config).eval(),
+        load_base("tiny-llama")[1],
+        {"<tool_1>": "adds", "<tool_2>": "divides"},
+    )
     ids = torch.tensor([[1, 2, *extended.new_ids.tolist()]])
     out = extended.model(ids, labels=ids if labels else None)
     expected = torch.nn.functional.cross_entropy(out.logits[0, :-1].float(), ids[0, 1:])

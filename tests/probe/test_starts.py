@@ -1,19 +1,35 @@
 "What a start knows before training, against the plain way of computing it."
+
 import warnings
 from itertools import permutations
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.figures.initializers import initializer_figure
-from gti_nb.probe.starts import (Questions, chance, code_scores, compare_initializers, hits, item_questions, last_states, probe, sid_ranks, text_prompts,
-                                       title_hits, title_scores, described_questions)
+from gti_nb.model.extended import ExtendedModel
+from gti_nb.probe.starts import (
+    Questions,
+    chance,
+    code_scores,
+    compare_initializers,
+    described_questions,
+    hits,
+    item_questions,
+    last_states,
+    probe,
+    sid_ranks,
+    text_prompts,
+    title_hits,
+    title_scores,
+)
 from gti_nb.prompts import GROUNDING, Template, encode_template, fill
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.model.extended import ExtendedModel
 
 TITLE = GROUNDING["title_to_sid"]
 BASES = ["tiny-llama", "tiny-qwen3-untied-padded", "tiny-gpt2-untied"]
@@ -24,41 +40,48 @@ ASK = Template("query_to_tool", "Which tool does this?\n{text}", "{sid}")
 
 def noisy(base, words=SIDS):
     model = ExtendedModel.extend(*load_base(base), words)
-    for i, p in enumerate(model.new_parameters()): torch.nn.init.normal_(p, std=.3, generator=torch.Generator().manual_seed(i))
+    for i, p in enumerate(model.new_parameters()):
+        torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(i))
     return model
 
 
 @pytest.fixture(scope="module")
-def dataset(): return load_dataset("toy")
+def dataset():
+    return load_dataset("toy")
+
 
 @pytest.fixture(scope="module")
-def questions(dataset): return item_questions(dataset, SIDS, n=12, seed=1)
+def questions(dataset):
+    return item_questions(dataset, SIDS, n=12, seed=1)
 
 
 def plain_logp(plain, ids):
     "Log-probabilities of the next token at every position, by the merged model."
-    with torch.no_grad(): return plain(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    with torch.no_grad():
+        return plain(torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
 
 def test_hits_are_the_mean_over_the_orders_of_ties():
-    scores = torch.tensor([[2., 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 3, 3, 1, 0], [5, 4, 3, 2, 1]])
+    scores = torch.tensor([[2.0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 3, 3, 1, 0], [5, 4, 3, 2, 1]])
     for row in scores:
         for right in range(5):
             places = [sorted(order, key=lambda c: -row[c]).index(right) for order in permutations(range(5))]
-            for k in range(1, 6): assert hits(row[None], torch.tensor([right]), k).item() == pytest.approx(np.mean([p < k for p in places]))
-    assert hits(torch.tensor([[1., 1 + 1e-7]]), torch.tensor([0]), 1).item() == .5
+            for k in range(1, 6):
+                assert hits(row[None], torch.tensor([right]), k).item() == pytest.approx(np.mean([p < k for p in places]))
+    assert hits(torch.tensor([[1.0, 1 + 1e-7]]), torch.tensor([0]), 1).item() == 0.5
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_code_scores(base, questions):
-    model = noisy(base); model.model.train()
+    model = noisy(base)
+    model.model.train()
     prompts = text_prompts(model, questions.texts, TITLE)
     scores = code_scores(model, last_states(model, prompts, batch_size=5))
     assert model.model.training
     model.model.eval()
     plain = model.merge()
     for i in (0, 7):
-        logp = plain_logp(plain, prompts[i])[-1, model.n_pretrained:model.n_pretrained + 5]
+        logp = plain_logp(plain, prompts[i])[-1, model.n_pretrained : model.n_pretrained + 5]
         assert torch.allclose(scores[i].double() - scores[i].double().logsumexp(0), logp.log_softmax(0), atol=1e-4)
         ids, start = fill(encode_template(model.tokenizer, GROUNDING["title_to_sid"]), title=questions.texts[i], sid=[])
         assert prompts[i] == ids[:start] and max(prompts[i]) < model.n_pretrained
@@ -117,16 +140,21 @@ def test_rows_that_know_the_answer_are_found_out(base):
 def test_title_hits_find_what_the_rows_say(dataset):
     "Scores are replaced by planted ones: the groups, the lift and the last group are counted right."
     import gti_nb.probe.starts as module
+
     n, asked = 25, []
     questions = Questions([f"t{i}" for i in range(n)], torch.arange(n)[:, None], [f"title {i}" for i in range(n)])
     prior = torch.arange(n).double() * 10  # later titles are likelier whatever is read
+
     def planted(extended, rows, titles, template):
         asked.append(rows[:, 0].tolist())
         columns = torch.tensor([int(t.split()[1]) for t in titles])
         return prior[columns][None] + (rows == columns[None]).double()
+
     original, module.title_scores = module.title_scores, planted
-    try: plain, lift, guess = title_hits(None, questions, among=20)
-    finally: module.title_scores = original
+    try:
+        plain, lift, guess = title_hits(None, questions, among=20)
+    finally:
+        module.title_scores = original
     assert asked == [list(range(20)), list(range(5, 25))] and guess == pytest.approx(1 / 20)
     assert lift.tolist() == [1] * n and plain.tolist() == [float(i in (19, 24)) for i in range(n)]
 
@@ -134,44 +162,81 @@ def test_title_hits_find_what_the_rows_say(dataset):
 def test_the_mean_start_is_chance(dataset, questions):
     model = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
     found, guess = probe(model, questions, ks=(1, 3), among=6), chance(model, questions, ks=(1, 3), among=6)
-    assert guess == pytest.approx({"code@1": 1 / 5, "code@3": 3 / 5, "sid@1": 1 / 40, "sid@3": 3 / 40, "title@1": 1 / 6, "title_lift@1": 1 / 6})
-    for name in ("code@1", "code@3", "title_lift@1", "title@1"): assert found[name] == pytest.approx(guess[name]), name
+    assert guess == pytest.approx(
+        {"code@1": 1 / 5, "code@3": 3 / 5, "sid@1": 1 / 40, "sid@3": 3 / 40, "title@1": 1 / 6, "title_lift@1": 1 / 6}
+    )
+    for name in ("code@1", "code@3", "title_lift@1", "title@1"):
+        assert found[name] == pytest.approx(guess[name]), name
 
 
 def test_questions(dataset):
-    data = load_dataset("toy"); data.items.loc[:3, "title"] = ""; data.items.loc[5, "title"] = data.items.title[9]
+    data = load_dataset("toy")
+    data.items.loc[:3, "title"] = ""
+    data.items.loc[5, "title"] = data.items.title[9]
     drawn = item_questions(data, SIDS, n=100)
     assert len(drawn.texts) == len(set(drawn.texts)) == 40 - 4 - 1 and "" not in drawn.texts
     items = [data.items.title.tolist().index(t) for t in drawn.texts]
     assert torch.equal(drawn.rows, SIDS.token_index[items])
-    assert item_questions(data, SIDS, 8, seed=3).texts == item_questions(data, SIDS, 8, seed=3).texts != item_questions(data, SIDS, 8, seed=4).texts
+    assert (
+        item_questions(data, SIDS, 8, seed=3).texts
+        == item_questions(data, SIDS, 8, seed=3).texts
+        != item_questions(data, SIDS, 8, seed=4).texts
+    )
     data.items.loc[:, "title"] = ""
-    with pytest.raises(GTIError, match="none of its items has a title"): item_questions(data, SIDS)
-    with pytest.raises(GTIError, match="made for 4 items, the data set has 40"): item_questions(dataset, SemanticIds(SIDS.codes[:4]))
+    with pytest.raises(GTIError, match="none of its items has a title"):
+        item_questions(data, SIDS)
+    with pytest.raises(GTIError, match="made for 4 items, the data set has 40"):
+        item_questions(dataset, SemanticIds(SIDS.codes[:4]))
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS | {"<none>": ""})
-    with pytest.raises(GTIError, match="the answer '<tool_9>' is not one of the 7 new tokens"): described_questions(model, [("x", "<tool_9>")])
+    with pytest.raises(GTIError, match="the answer '<tool_9>' is not one of the 7 new tokens"):
+        described_questions(model, [("x", "<tool_9>")])
     silent = described_questions(model, [("nothing", "<none>")])
     assert silent.titles == [""] and "title@1" not in chance(model, silent)
-    with pytest.raises(GTIError, match="none of the answers has a title"): probe(model, silent, ASK)
-    with pytest.raises(GTIError, match="got 1 texts, 2 answers"): Questions(["x"], torch.zeros(2, 1).long(), ["y"])
+    with pytest.raises(GTIError, match="none of the answers has a title"):
+        probe(model, silent, ASK)
+    with pytest.raises(GTIError, match="got 1 texts, 2 answers"):
+        Questions(["x"], torch.zeros(2, 1).long(), ["y"])
 
 
 def test_comparing_leaves_the_model_alone(dataset, questions, monkeypatch):
     model = noisy("tiny-llama-untied")
     before = [p.detach().clone() for p in model.new_parameters()]
-    with warnings.catch_warnings(action="error"): table = compare_initializers(model, ["mean", "normal", "text_mean+centred_scale"], questions, dataset=dataset, ks=(1, 4), among=6, progress=False)
+    with warnings.catch_warnings(action="error"):
+        table = compare_initializers(
+            model, ["mean", "normal", "text_mean+centred_scale"], questions, dataset=dataset, ks=(1, 4), among=6, progress=False
+        )
     same = lambda: all(torch.equal(p, q) for p, q in zip(model.new_parameters(), before))
     assert same() and list(table.index) == ["mean", "normal", "text_mean+centred_scale", "chance"]
-    assert {"p_new", "kl", "safe", "spread_ratio", "effective_rank", "code@1", "code@4", "sid@1", "sid@4", "title@1", "title_lift@1"} == set(table)
+    assert {
+        "p_new",
+        "kl",
+        "safe",
+        "spread_ratio",
+        "effective_rank",
+        "code@1",
+        "code@4",
+        "sid@1",
+        "sid@4",
+        "title@1",
+        "title_lift@1",
+    } == set(table)
     assert table.loc["mean", "code@1"] == pytest.approx(table.loc["chance", "code@1"]) and np.isnan(table.loc["chance", "p_new"])
     again = compare_initializers(model, ["text_mean+centred_scale"], questions, dataset=dataset, ks=(1, 4), among=6, progress=False)
     pd.testing.assert_series_equal(table.loc["text_mean+centred_scale"], again.loc["text_mean+centred_scale"], check_dtype=False)
-    for names, given, message in ((["mean", "ridge"], dict(dataset=dataset), "pass vectors="), (["mean", "nearly"], {}, "initializer: got 'nearly'")):
-        with pytest.raises(GTIError, match=message): compare_initializers(model, names, questions, progress=False, **given)
+    for names, given, message in (
+        (["mean", "ridge"], dict(dataset=dataset), "pass vectors="),
+        (["mean", "nearly"], {}, "initializer: got 'nearly'"),
+    ):
+        with pytest.raises(GTIError, match=message):
+            compare_initializers(model, names, questions, progress=False, **given)
     import gti_nb.probe.starts as module
-    def broken(*args): raise RuntimeError("stopped in the middle")
+
+    def broken(*args):
+        raise RuntimeError("stopped in the middle")
+
     monkeypatch.setattr(module, "probe", broken)
-    with pytest.raises(RuntimeError): compare_initializers(model, ["normal"], questions, dataset=dataset, progress=False)
+    with pytest.raises(RuntimeError):
+        compare_initializers(model, ["normal"], questions, dataset=dataset, progress=False)
     assert same()
 
 
@@ -179,7 +244,10 @@ def test_tools_compared_and_drawn():
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
     questions = described_questions(model, [(f"please do number {i % 6}", f"<tool_{i % 6}>") for i in range(9)])
     table = compare_initializers(model, ["mean", "text_mean"], questions, ask=ASK, ks=(1, 3), among=4, progress=False)
-    assert set(c.split("@")[0] for c in table if "@" in c) == {"code", "title", "title_lift"} and table.loc["chance", "code@3"] == .5
+    assert set(c.split("@")[0] for c in table if "@" in c) == {"code", "title", "title_lift"} and table.loc["chance", "code@3"] == 0.5
     fig = initializer_figure(table, k=3)
-    assert [list(bar.y) for bar in fig.data] == [["text_mean", "mean"]] * 3 and list(fig.data[0].x) == table["code@3"][["text_mean", "mean"]].tolist()
-    with pytest.raises(GTIError, match="safe"): initializer_figure(table.drop(columns="safe"))
+    assert [list(bar.y) for bar in fig.data] == [["text_mean", "mean"]] * 3 and list(fig.data[0].x) == table["code@3"][
+        ["text_mean", "mean"]
+    ].tolist()
+    with pytest.raises(GTIError, match="safe"):
+        initializer_figure(table.drop(columns="safe"))

@@ -1,25 +1,35 @@
 "Fine-tuning: what it sees, what it moves."
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
+
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
+from gti_nb.model.extended import ExtendedModel
 from gti_nb.sft.batches import example_batches
-from gti_nb.sft.loss import SFTLoss
 from gti_nb.sft.stage import SFTConfig, _batches, finetune
 from gti_nb.sft.tasks import TaskSettings, make_tasks
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.model.extended import ExtendedModel
 
 SIDS = SemanticIds(torch.stack([torch.arange(40) % 4, torch.arange(40) // 4], 1))
 
+
 @pytest.fixture(scope="module")
-def split(): return load_dataset("toy").leave_one_out()
+def split():
+    return load_dataset("toy").leave_one_out()
 
 
 def test_a_split_is_short_for_the_task_retrieval(split):
     "The same losses and weights, whichever way the windows come."
     config, ends = SFTConfig(steps=6, batch_size=4, window=5, seed=2, precision="fp32"), []
-    for given in (lambda _: split, lambda extended: example_batches(make_tasks("retrieval", extended, split=split, settings=TaskSettings(window=5)), steps=6, batch_size=4, seed=2)):
+    for given in (
+        lambda _: split,
+        lambda extended: example_batches(
+            make_tasks("retrieval", extended, split=split, settings=TaskSettings(window=5)), steps=6, batch_size=4, seed=2
+        ),
+    ):
         extended = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
         result = finetune(extended, given(extended), config, progress=False)
         ends.append(([(r["direction"], r["loss"]) for r in result.losses], extended.pretrained_hash()))
@@ -32,7 +42,8 @@ def test_held_out_items_of_a_user_never_train(split):
     item_of = {tuple(codes): item for item, codes in enumerate(extended.token_ids.tolist())}
     runs = {tuple(s[a:b].tolist()) for s in split.train for a in range(len(s)) for b in range(a + 1, min(a + 5, len(s)) + 1)}
     for batch in _batches(extended, split, SFTConfig(steps=30, batch_size=4, window=5)):
-        for example in batch: assert tuple(item_of[tuple(codes)] for codes in example.ids[example.scored].reshape(-1, 2).tolist()) in runs
+        for example in batch:
+            assert tuple(item_of[tuple(codes)] for codes in example.ids[example.scored].reshape(-1, 2).tolist()) in runs
 
 
 @pytest.mark.parametrize("pretrained_rows", ["frozen", "trained"])
@@ -49,7 +60,12 @@ def test_bf16_learns_what_fp32_learns(split):
     ends = {}
     for precision in ("fp32", "bf16"):
         extended = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
-        result = finetune(extended, split, SFTConfig(steps=40, batch_size=8, window=6, learning_rate=3e-3, learning_rate_new=2e-2, precision=precision), progress=False)
+        result = finetune(
+            extended,
+            split,
+            SFTConfig(steps=40, batch_size=8, window=6, learning_rate=3e-3, learning_rate_new=2e-2, precision=precision),
+            progress=False,
+        )
         losses = [r["loss"] for r in result.losses]
         assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
         ends[precision] = np.mean(losses[-5:])
@@ -59,4 +75,5 @@ def test_bf16_learns_what_fp32_learns(split):
 def test_a_diverging_run_stops_by_name(split):
     extended = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
     extended.new_rows.data[:] = float("inf")
-    with pytest.raises(GTIError, match="step 0, retrieval: the loss is nan"): finetune(extended, split, SFTConfig(steps=2, precision="fp32"), progress=False)
+    with pytest.raises(GTIError, match="step 0, retrieval: the loss is nan"):
+        finetune(extended, split, SFTConfig(steps=2, precision="fp32"), progress=False)

@@ -1,7 +1,9 @@
 "Semantic IDs on disk, against slow reference computations, and on vectors that lie in a file."
+
 import numpy as np
 import pytest
 import torch
+
 from gti_nb.core import GTIError
 from gti_nb.sid.codes import SemanticIds, sid_groups
 
@@ -10,15 +12,21 @@ def random_codes(seed: int, n: int = 60, sizes=(4, 3, 2), d: int = 5) -> tuple[S
     g = torch.Generator().manual_seed(seed)
     codes = torch.stack([torch.randint(k, (n,), generator=g) for k in sizes], 1)
     sids = SemanticIds(codes, [torch.randn(k, d, generator=g) for k in sizes])
-    return sids, sids.reconstruct() + .1 * torch.randn(n, d, generator=g)
+    return sids, sids.reconstruct() + 0.1 * torch.randn(n, d, generator=g)
 
 
 class Walked:
     "Vectors that remember the most rows anybody took at a time."
-    def __init__(self, x: np.ndarray): self.x, self.shape, self.ndim, self.most = x, x.shape, x.ndim, 0
-    def __len__(self): return len(self.x)
+
+    def __init__(self, x: np.ndarray):
+        self.x, self.shape, self.ndim, self.most = x, x.shape, x.ndim, 0
+
+    def __len__(self):
+        return len(self.x)
+
     def __getitem__(self, rows):
-        part = self.x[rows]; self.most = max(self.most, len(part))
+        part = self.x[rows]
+        self.most = max(self.most, len(part))
         return part
 
 
@@ -28,7 +36,7 @@ def test_report_against_loops(seed):
     words = [tuple(c) for c in sids.codes.tolist()]
     report, summary = sids.report(), sids.summary()
     for l, letter in enumerate("abc"):
-        prefixes = [w[:l + 1] for w in words]
+        prefixes = [w[: l + 1] for w in words]
         assert report.loc[letter, "distinct"] == len(set(prefixes))
         assert report.loc[letter, "largest"] == max(prefixes.count(p) for p in prefixes)
         assert report.loc[letter, "used"] == len({w[l] for w in words})
@@ -54,6 +62,7 @@ def test_one_item():
 
 # Codes for vectors
 
+
 @pytest.mark.parametrize("seed", range(3))
 def test_assign_is_greedy_residual_nearest(seed):
     sids, vectors = random_codes(seed)
@@ -77,7 +86,8 @@ def test_vectors_in_a_file_are_read_in_slices(tmp_path):
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     assert torch.equal(sids.assign(mapped), sids.assign(vectors)) and sids.residual_energy(mapped) == sids.residual_energy(vectors)
     for call in (sids.assign, sids.residual_energy):
-        walked = Walked(vectors.numpy()); call(walked)
+        walked = Walked(vectors.numpy())
+        call(walked)
         assert 0 < walked.most <= 16_384
 
 
@@ -86,22 +96,27 @@ def test_no_vectors_give_no_codes():
     assert sids.assign(vectors[:0]).shape == (0, 3)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda s, x: s.assign(x[:, :4]), r"got shape \(60, 4\), expected \[n, 5\]"),
-    (lambda s, x: s.assign(x[0]), r"got shape \(5,\), expected \[n, 5\]"),
-    (lambda s, x: s.assign(torch.where(torch.arange(60)[:, None] == 17, torch.nan, x)), "row 17 holds NaN"),
-    (lambda s, x: s.assign(x, levels=4), "levels: got 4, allowed: 1 to 3"),
-    (lambda s, x: s.resolve("extra_level").assign(x), "level d has no vectors.*use levels=3, or `add_items`"),
-    (lambda s, x: s.residual_energy(x[:10]), "got 10 rows for 60 items"),
-    (lambda s, x: SemanticIds(s.codes).assign(x), "level a has no vectors.*fit a quantizer"),
-    (lambda s, x: SemanticIds(s.codes, [torch.eye(4), torch.eye(3), torch.eye(2)]).reconstruct(), "levels must lie in one space"),
-    (lambda s, x: SemanticIds(s.codes.float()), "expected whole ones"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda s, x: s.assign(x[:, :4]), r"got shape \(60, 4\), expected \[n, 5\]"),
+        (lambda s, x: s.assign(x[0]), r"got shape \(5,\), expected \[n, 5\]"),
+        (lambda s, x: s.assign(torch.where(torch.arange(60)[:, None] == 17, torch.nan, x)), "row 17 holds NaN"),
+        (lambda s, x: s.assign(x, levels=4), "levels: got 4, allowed: 1 to 3"),
+        (lambda s, x: s.resolve("extra_level").assign(x), "level d has no vectors.*use levels=3, or `add_items`"),
+        (lambda s, x: s.residual_energy(x[:10]), "got 10 rows for 60 items"),
+        (lambda s, x: SemanticIds(s.codes).assign(x), "level a has no vectors.*fit a quantizer"),
+        (lambda s, x: SemanticIds(s.codes, [torch.eye(4), torch.eye(3), torch.eye(2)]).reconstruct(), "levels must lie in one space"),
+        (lambda s, x: SemanticIds(s.codes.float()), "expected whole ones"),
+    ],
+)
 def test_what_does_not_fit_is_refused(call, message):
-    with pytest.raises(GTIError, match=message): call(*random_codes(0))
+    with pytest.raises(GTIError, match=message):
+        call(*random_codes(0))
 
 
 # On disk
+
 
 @pytest.mark.parametrize("policy", ["none", "extra_level", "sinkhorn", "hungarian"])
 def test_save_and_load(tmp_path, policy):
@@ -116,17 +131,27 @@ def test_save_and_load(tmp_path, policy):
 
 
 def flip_last_byte(path):
-    data = bytearray(path.read_bytes()); data[-1] ^= 1; path.write_bytes(data)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda d: (d / "sids.safetensors").write_bytes((d / "sids.safetensors").read_bytes()[:50]), "cannot be read"),
-    (lambda d: flip_last_byte(d / "sids.safetensors"), "do not belong together|NaN|codes from"),
-    (lambda d: (d / "sids.safetensors").unlink(), "cannot be read"),
-    (lambda d: (d / "sids.json").unlink(), "sids.json"),
-    (lambda d: (d / "sids.json").write_text((d / "sids.json").read_text().replace('"schema": 1', '"schema": 9')), "schema 9, this version reads 1"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda d: (d / "sids.safetensors").write_bytes((d / "sids.safetensors").read_bytes()[:50]), "cannot be read"),
+        (lambda d: flip_last_byte(d / "sids.safetensors"), "do not belong together|NaN|codes from"),
+        (lambda d: (d / "sids.safetensors").unlink(), "cannot be read"),
+        (lambda d: (d / "sids.json").unlink(), "sids.json"),
+        (
+            lambda d: (d / "sids.json").write_text((d / "sids.json").read_text().replace('"schema": 1', '"schema": 9')),
+            "schema 9, this version reads 1",
+        ),
+    ],
+)
 def test_damaged_files_are_refused(tmp_path, damage, message):
     sids, _ = random_codes(0)
-    sids.save(tmp_path); damage(tmp_path)
-    with pytest.raises(GTIError, match=message): SemanticIds.load(tmp_path)
+    sids.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(GTIError, match=message):
+        SemanticIds.load(tmp_path)

@@ -1,7 +1,10 @@
 "Residual finite scalar quantization: grids, order, and hostile inputs."
+
 import math
+
 import pytest
 import torch
+
 from gti_nb.core import GTIError
 from gti_nb.sid import fsq
 from gti_nb.sid.fsq import ResidualFSQ
@@ -13,7 +16,10 @@ def vectors(n: int = 400, d: int = 12, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=rng) @ torch.randn(d, d, generator=rng) + 2
 
 
-@pytest.mark.parametrize("levels, codes, marks", [(1, 8, None), (3, 64, None), (3, 64, (8, 8)), (4, 60, (5, 4, 3)), (2, 7, None), (2, 1, None), (3, 12, (1, 12)), (2, 4096, None)])
+@pytest.mark.parametrize(
+    "levels, codes, marks",
+    [(1, 8, None), (3, 64, None), (3, 64, (8, 8)), (4, 60, (5, 4, 3)), (2, 7, None), (2, 1, None), (3, 12, (1, 12)), (2, 4096, None)],
+)
 def test_the_contract_of_all_quantizers(levels, codes, marks):
     x = vectors()
     sids = ResidualFSQ(levels, codes, marks).fit(x)
@@ -32,9 +38,9 @@ def test_a_codebook_is_a_grid():
     assert all(abs(across[i] @ across[j]) < 1e-3 for i in range(3) for j in range(i))
 
 
-@pytest.mark.parametrize("marks, best", [(2, 1.596), (3, 1.224), (4, .9957), (5, .843), (8, .586)])
+@pytest.mark.parametrize("marks, best", [(2, 1.596), (3, 1.224), (4, 0.9957), (5, 0.843), (8, 0.586)])
 def test_spacing_of_a_gaussian(marks, best):  # Max 1960, table II
-    assert fsq._spacing(torch.randn(20000, generator=torch.Generator().manual_seed(0)), marks) == pytest.approx(best, rel=.06)
+    assert fsq._spacing(torch.randn(20000, generator=torch.Generator().manual_seed(0)), marks) == pytest.approx(best, rel=0.06)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 64, 60, 97, 1000, 8192])
@@ -44,7 +50,8 @@ def test_prime_factors(number):
 
 
 def test_order_and_equal_items():
-    x = vectors(); x[300:] = x[:100]
+    x = vectors()
+    x[300:] = x[:100]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(7))
     assert torch.equal(ResidualFSQ(3, 16).fit(x[order]).codes, ResidualFSQ(3, 16).fit(x).codes[order])
     assert torch.equal(ResidualFSQ(3, 16).fit(x).codes[300:], ResidualFSQ(3, 16).fit(x).codes[:100])
@@ -58,10 +65,19 @@ def test_flat_axes_and_few_items():
     assert len(few.codes.unique(dim=0)) == 3 and all(book.isfinite().all() for book in few.codebooks)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: ResidualFSQ(2, 64, (8, 9)), "whole numbers whose product is codes, 64"), (lambda: ResidualFSQ(2, 64, (64., 1)), "whole numbers"), (lambda: ResidualFSQ(2, 64, (-8, -8)), "whole numbers"),
-    (lambda: ResidualFSQ(0), "levels: got 0"), (lambda: ResidualFSQ(2, 64).fit(vectors(9, 2)), "for vectors of 2 numbers"), (lambda: ResidualFSQ(2, 8).fit(torch.ones(9, 4)), "all 9 rows are equal"),
-    (lambda: ResidualFSQ(2, 8).fit(torch.full((9, 4), float("nan"))), "9 of 9 rows hold NaN"), (lambda: ResidualFSQ(2, 8).fit(torch.ones(9)), "got shape"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ResidualFSQ(2, 64, (8, 9)), "whole numbers whose product is codes, 64"),
+        (lambda: ResidualFSQ(2, 64, (64.0, 1)), "whole numbers"),
+        (lambda: ResidualFSQ(2, 64, (-8, -8)), "whole numbers"),
+        (lambda: ResidualFSQ(0), "levels: got 0"),
+        (lambda: ResidualFSQ(2, 64).fit(vectors(9, 2)), "for vectors of 2 numbers"),
+        (lambda: ResidualFSQ(2, 8).fit(torch.ones(9, 4)), "all 9 rows are equal"),
+        (lambda: ResidualFSQ(2, 8).fit(torch.full((9, 4), float("nan"))), "9 of 9 rows hold NaN"),
+        (lambda: ResidualFSQ(2, 8).fit(torch.ones(9)), "got shape"),
+    ],
+)
 def test_refused(make, message):
-    with pytest.raises(GTIError, match=message): make()
+    with pytest.raises(GTIError, match=message):
+        make()

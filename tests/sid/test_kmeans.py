@@ -1,9 +1,14 @@
 "Residual k-means: quality, order, balance, size and hostile inputs."
-import os, subprocess, sys
+
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+
 from gti_nb.core import GTIError
 from gti_nb.sid import kmeans
 from gti_nb.sid.kmeans import RQKMeans
@@ -16,7 +21,8 @@ print(RQKMeans(3, 16, seed=5).fit(x).content_hash)
 """
 
 
-def gaussian(n: int, d: int, seed: int = 0) -> torch.Tensor: return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+def gaussian(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
 def topical(n: int, d: int, topics: int, seed: int = 0) -> torch.Tensor:
@@ -26,11 +32,17 @@ def topical(n: int, d: int, topics: int, seed: int = 0) -> torch.Tensor:
     return x / x.norm(dim=1, keepdim=True)
 
 
-def error(sids, x: torch.Tensor) -> float: return (x.double() - sids.reconstruct()).square().sum().item()
+def error(sids, x: torch.Tensor) -> float:
+    return (x.double() - sids.reconstruct()).square().sum().item()
 
 
 def test_same_codes_whatever_the_number_of_threads():
-    hashes = {subprocess.run([sys.executable, "-c", PROGRAM], env={**os.environ, "OMP_NUM_THREADS": n}, capture_output=True, text=True, check=True).stdout for n in ("1", "2")}
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM], env={**os.environ, "OMP_NUM_THREADS": n}, capture_output=True, text=True, check=True
+        ).stdout
+        for n in ("1", "2")
+    }
     assert len(hashes) == 1 and len(hashes.pop().strip()) == 16
 
 
@@ -78,7 +90,8 @@ def test_codes_are_the_greedy_ones(sweeps):
 @pytest.mark.parametrize("options", [{}, {"balanced": True}, {"sample": 3}, {"sample": 3, "balanced": True}, {"sweeps": 0}])
 def test_order_of_items_does_not_matter(seed, options):
     x = topical(330, 10, 20, seed)
-    if not options.get("balanced"): x[200:260] = x[:60]  # equal items; balanced codes may part them
+    if not options.get("balanced"):
+        x[200:260] = x[:60]  # equal items; balanced codes may part them
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + 100))
     straight, shuffled = RQKMeans(2, 12, seed, **options).fit(x), RQKMeans(2, 12, seed, **options).fit(x[order])
     assert torch.equal(straight.codes[order], shuffled.codes)
@@ -86,20 +99,32 @@ def test_order_of_items_does_not_matter(seed, options):
 
 
 def test_seed_and_equal_items():
-    x = topical(300, 10, 20); x[200:] = x[:100]
+    x = topical(300, 10, 20)
+    x[200:] = x[:100]
     one, same, other = (RQKMeans(2, 16, seed).fit(x) for seed in (1, 1, 2))
     assert torch.equal(one.codes, same.codes) and not torch.equal(one.codes, other.codes)
     assert torch.equal(one.codes[200:], one.codes[:100])
 
 
-@pytest.mark.parametrize("n, codes, levels, options", [(100, 7, 3, {}), (1200, 32, 2, {}), (1203, 32, 2, {}), (64, 64, 1, {}), (5, 4, 2, {}), (700, 8, 2, {"sample": 10}), (1500, 16, 2, {"sample": 5})])
+@pytest.mark.parametrize(
+    "n, codes, levels, options",
+    [
+        (100, 7, 3, {}),
+        (1200, 32, 2, {}),
+        (1203, 32, 2, {}),
+        (64, 64, 1, {}),
+        (5, 4, 2, {}),
+        (700, 8, 2, {"sample": 10}),
+        (1500, 16, 2, {"sample": 5}),
+    ],
+)
 def test_balanced_codes_have_equal_sizes(n, codes, levels, options):
     x = topical(n, 16, 9)
     sids = RQKMeans(levels, codes, balanced=True, **options).fit(x)
     for level, size in zip(sids.codes.T, sids.level_sizes):
         counts = torch.bincount(level, minlength=size)
         assert counts.min() >= n // size and counts.max() <= -(-n // size)
-    assert error(sids, x) < x.square().sum() * (.9 if n > codes else 1e-6)
+    assert error(sids, x) < x.square().sum() * (0.9 if n > codes else 1e-6)
 
 
 @pytest.mark.parametrize("k, n", [(3, 20), (8, 64), (8, 67), (40, 130), (5, 3)])
@@ -107,7 +132,9 @@ def test_exchanges_come_close_to_the_best_assignment(k, n):
     rng = torch.Generator().manual_seed(n)
     distances = (torch.randn(k, 1, 4, generator=rng) - torch.randn(1, n, 4, generator=rng)).square().sum(2)
     cost = lambda labels: distances.gather(0, labels[None]).sum().item()
-    even = kmeans._evened(distances, distances.argmin(0)); better = kmeans._exchanged(distances, even.clone()); best = kmeans._optimal(distances)
+    even = kmeans._evened(distances, distances.argmin(0))
+    better = kmeans._exchanged(distances, even.clone())
+    best = kmeans._optimal(distances)
     for labels in (even, better, best):
         counts = torch.bincount(labels, minlength=k)
         assert counts.min() >= n // k and counts.max() <= -(-n // k)
@@ -120,7 +147,7 @@ def test_in_blocks_as_in_one(monkeypatch):
     monkeypatch.setattr(kmeans, "_BLOCK", 16 * 16 * 3)  # 48 rows at a time
     blocks = RQKMeans(2, 16).fit(x)
     assert torch.equal(blocks.assign(x), blocks.codes)
-    assert error(blocks, x) == pytest.approx(error(whole, x), rel=.03)
+    assert error(blocks, x) == pytest.approx(error(whole, x), rel=0.03)
     balanced = RQKMeans(2, 16, balanced=True).fit(x)
     assert all(31 <= count <= 32 for level in balanced.codes.T for count in torch.bincount(level).tolist())
 
@@ -145,7 +172,7 @@ def test_a_sample_is_almost_as_good():
 
 def test_dead_codes_are_put_to_use():
     x = topical(200, 6, 10)
-    books = [torch.cat([x[:4], torch.full((3, 6), 100.)])]
+    books = [torch.cat([x[:4], torch.full((3, 6), 100.0)])]
     codes, left, energy, moved = kmeans._spell(x, books, rounding=1e-6)
     assert moved == [3] and len(codes[0].unique()) == 7 and books[0].abs().max() < 2
     assert energy[0] == pytest.approx(left.square().sum().item(), rel=1e-5)
@@ -168,47 +195,67 @@ def test_residuals_that_coincide():
     assert sids.level_sizes == [4, 3] and sids.quality["residual_energy"][1] < 1e-6
 
 
-@pytest.mark.parametrize("change", [lambda x: x * 2.0**20, lambda x: x * 2.0**-20, lambda x: x.double(), lambda x: x.numpy(), lambda x: x.clone().requires_grad_()])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x * 2.0**20, lambda x: x * 2.0**-20, lambda x: x.double(), lambda x: x.numpy(), lambda x: x.clone().requires_grad_()],
+)
 def test_scale_and_container_do_not_matter(change):
     x = gaussian(100, 5, 2)
     assert torch.equal(RQKMeans(2, 8).fit(x).codes, RQKMeans(2, 8).fit(change(x)).codes)
 
 
-@pytest.mark.parametrize("shift", [10., 300.])
+@pytest.mark.parametrize("shift", [10.0, 300.0])
 def test_far_from_the_origin(shift):
     x = topical(300, 8, 12)
     near, far = RQKMeans(2, 12).fit(x), RQKMeans(2, 12).fit(x + shift)
-    assert error(far, x + shift) == pytest.approx(error(near, x), rel=.15)
+    assert error(far, x + shift) == pytest.approx(error(near, x), rel=0.15)
 
 
 def test_input_is_left_alone():
-    x = gaussian(80, 4); before = x.clone(); threads = torch.get_num_threads()
+    x = gaussian(80, 4)
+    before = x.clone()
+    threads = torch.get_num_threads()
     RQKMeans(2, 8).fit(x)
     assert torch.equal(x, before) and torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("x, message", [
-    (torch.full((9, 4), float("nan")), "9 of 9 rows hold NaN"),
-    (torch.eye(9).index_fill(0, torch.tensor(2), float("inf")), "the first is row 2"),
-    (torch.ones(9, 4), "all 9 rows are equal"),
-    (torch.zeros(9, 4), "all 9 rows are equal"),
-    (torch.tensor([[0.], [-0.]]).repeat(5, 3), "all 10 rows are equal"),
-    (torch.eye(3), "got 8 for 3 items"),
-    (torch.ones(1, 4), "got 8 for 1 items"),
-    (torch.zeros(0, 4), "got shape"),
-    (torch.ones(9), "got shape"),
-])
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.full((9, 4), float("nan")), "9 of 9 rows hold NaN"),
+        (torch.eye(9).index_fill(0, torch.tensor(2), float("inf")), "the first is row 2"),
+        (torch.ones(9, 4), "all 9 rows are equal"),
+        (torch.zeros(9, 4), "all 9 rows are equal"),
+        (torch.tensor([[0.0], [-0.0]]).repeat(5, 3), "all 10 rows are equal"),
+        (torch.eye(3), "got 8 for 3 items"),
+        (torch.ones(1, 4), "got 8 for 1 items"),
+        (torch.zeros(0, 4), "got shape"),
+        (torch.ones(9), "got shape"),
+    ],
+)
 @pytest.mark.parametrize("balanced", [False, True])
 def test_refused(x, message, balanced):
-    with pytest.raises(GTIError, match=message): RQKMeans(2, 8, balanced=balanced).fit(x)
+    with pytest.raises(GTIError, match=message):
+        RQKMeans(2, 8, balanced=balanced).fit(x)
 
 
-@pytest.mark.parametrize("settings, message", [
-    (dict(levels=27), "allowed: 1 to 26"), (dict(codes=2.5), "codes: got 2.5"), (dict(iterations=0), "iterations: got 0"), (dict(sample=True), "sample: got True"), (dict(sweeps=-1), "sweeps: got -1"),
-    (dict(seed=-1), "seed: got -1"), (dict(seed="a"), "seed: got 'a'"), (dict(balanced=1), "balanced: got 1"), (dict(device="gpu"), "device: got 'gpu'"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(levels=27), "allowed: 1 to 26"),
+        (dict(codes=2.5), "codes: got 2.5"),
+        (dict(iterations=0), "iterations: got 0"),
+        (dict(sample=True), "sample: got True"),
+        (dict(sweeps=-1), "sweeps: got -1"),
+        (dict(seed=-1), "seed: got -1"),
+        (dict(seed="a"), "seed: got 'a'"),
+        (dict(balanced=1), "balanced: got 1"),
+        (dict(device="gpu"), "device: got 'gpu'"),
+    ],
+)
 def test_settings_refused(settings, message):
-    with pytest.raises(GTIError, match=message): RQKMeans(**settings)
+    with pytest.raises(GTIError, match=message):
+        RQKMeans(**settings)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -216,4 +263,4 @@ def test_on_a_gpu():
     x = topical(2000, 32, 100)
     one, two, cpu = RQKMeans(3, 32, device="cuda").fit(x), RQKMeans(3, 32, device="cuda").fit(x), RQKMeans(3, 32, device="cpu").fit(x)
     assert torch.equal(one.codes, two.codes) and torch.equal(one.assign(x), one.codes)
-    assert error(one, x) == pytest.approx(error(cpu, x), rel=.02)
+    assert error(one, x) == pytest.approx(error(cpu, x), rel=0.02)

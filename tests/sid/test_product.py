@@ -1,6 +1,8 @@
 "Product quantization: one space for all codes, order, and hostile inputs."
+
 import pytest
 import torch
+
 from gti_nb.core import GTIError
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.product import ProductQuantizer
@@ -28,7 +30,8 @@ def test_pieces_are_at_right_angles_and_of_equal_rank():
     books = [book - book.mean(0) for book in ProductQuantizer(3, 16).fit(x).codebooks]
     assert [int(torch.linalg.matrix_rank(book, rtol=1e-3)) for book in books] == [5, 4, 4]
     for i in range(3):
-        for j in range(i): assert (books[i] @ books[j].T).abs().max() < 1e-4 * books[0].square().sum(1).max()
+        for j in range(i):
+            assert (books[i] @ books[j].T).abs().max() < 1e-4 * books[0].square().sum(1).max()
 
 
 def test_codes_of_different_pieces_may_come_in_any_order():
@@ -40,12 +43,13 @@ def test_codes_of_different_pieces_may_come_in_any_order():
 def test_rotation_pays():
     x = vectors()
     plain, rotated, longer = (ProductQuantizer(3, 16, rotations=r).fit(x).quality["residual_energy"][-1] for r in (0, 10, 40))
-    assert rotated < .9 * plain and longer < 1.02 * rotated
+    assert rotated < 0.9 * plain and longer < 1.02 * rotated
 
 
 @pytest.mark.parametrize("rotations", [0, 5])
 def test_order_seed_and_equal_items(rotations):
-    x = vectors(); x[300:] = x[:100]
+    x = vectors()
+    x[300:] = x[:100]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(7))
     fit = lambda x, seed=0: ProductQuantizer(3, 8, seed, rotations=rotations).fit(x)
     assert torch.equal(fit(x[order]).codes, fit(x).codes[order]) and torch.equal(fit(x).codes[300:], fit(x).codes[:100])
@@ -60,10 +64,21 @@ def test_a_piece_without_variance_has_one_code():
 
 def test_duplicates_reduce():
     sids = ProductQuantizer(2, 8, rotations=2).fit(vectors(3, 4).repeat(10, 1))
-    assert max(sids.level_sizes) <= 3 and all(book.isfinite().all() for book in sids.codebooks) and sids.quality["residual_energy"][-1] < 1e-6
+    assert (
+        max(sids.level_sizes) <= 3 and all(book.isfinite().all() for book in sids.codebooks) and sids.quality["residual_energy"][-1] < 1e-6
+    )
 
 
-@pytest.mark.parametrize("x, message", [(torch.full((9, 4), float("nan")), "9 of 9 rows hold NaN"), (torch.ones(9, 4), "all 9 rows are equal"), (torch.eye(3), "got 8 for 3 items"),
-                                        (torch.randn(9, 1), "got 2 for vectors of 1 numbers"), (torch.ones(9), "got shape")])
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.full((9, 4), float("nan")), "9 of 9 rows hold NaN"),
+        (torch.ones(9, 4), "all 9 rows are equal"),
+        (torch.eye(3), "got 8 for 3 items"),
+        (torch.randn(9, 1), "got 2 for vectors of 1 numbers"),
+        (torch.ones(9), "got shape"),
+    ],
+)
 def test_refused(x, message):
-    with pytest.raises(GTIError, match=message): ProductQuantizer(2, 8).fit(x)
+    with pytest.raises(GTIError, match=message):
+        ProductQuantizer(2, 8).fit(x)

@@ -1,19 +1,23 @@
 "The report card against slow reference computations, and what it does with odd input."
+
 import json
 from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from sid.test_collisions import spelt
+
 from gti_nb.core import GTIError
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.imported import random_sids
 from gti_nb.sid.report import conditional_entropies, gini, level_report, neighbour_overlap, prefix_purity, report_card
-from test_collisions import spelt
 
 KINDS = ["Drama", "Comedy", "War, Drama", "Comedy, Romance", "", "Horror"]
 
 
-def kinds(n: int, seed: int = 0) -> list[str]: return np.random.default_rng(seed).choice(KINDS, n).tolist()
+def kinds(n: int, seed: int = 0) -> list[str]:
+    return np.random.default_rng(seed).choice(KINDS, n).tolist()
 
 
 @pytest.mark.parametrize("counts", [[1], [4, 4], [0, 0, 0, 7], [1, 2, 3, 4, 5], [9, 0, 2, 2, 7, 1]])
@@ -27,7 +31,7 @@ def test_entropies_against_dictionaries(seed):
     sids, _ = spelt(seed)
     words = [tuple(w) for w in sids.codes.tolist()]
     for l, found in enumerate(conditional_entropies(sids.codes)):
-        by_hand = 0.
+        by_hand = 0.0
         for prefix, n in Counter(w[:l] for w in words).items():
             p = np.array(list(Counter(w[l] for w in words if w[:l] == prefix).values())) / n
             by_hand -= n / len(words) * (p * np.log2(p)).sum()
@@ -41,18 +45,18 @@ def test_purity_against_counters(seed):
     frame = prefix_purity(sids, kinds(80, seed), seed=seed)
     for l in range(3):
         most = 0
-        for prefix in {tuple(w[:l + 1]) for w in sids.codes.tolist()}:
-            count = Counter(label for w, own in zip(sids.codes.tolist(), labels) if tuple(w[:l + 1]) == prefix for label in own)
+        for prefix in {tuple(w[: l + 1]) for w in sids.codes.tolist()}:
+            count = Counter(label for w, own in zip(sids.codes.tolist(), labels) if tuple(w[: l + 1]) == prefix for label in own)
             most += max(count.values(), default=0)
         assert frame.purity.iloc[l] == pytest.approx(most / sum(map(bool, labels)))
     assert (frame.purity_shuffled > 0).all() and (frame.purity_lift == frame.purity - frame.purity_shuffled).all()
-    assert frame.purity_lift.abs().max() < .15, "categories by lot have nothing to do with the codes"
+    assert frame.purity_lift.abs().max() < 0.15, "categories by lot have nothing to do with the codes"
 
 
 def test_purity_of_codes_that_follow_the_categories():
     names = np.array(["Drama", "Comedy", "War", "Horror"])[np.arange(200) % 4]
     frame = prefix_purity(SemanticIds((torch.arange(200) % 4)[:, None]), names.tolist())
-    assert frame.purity.item() == 1 and .25 < frame.purity_shuffled.item() < .4
+    assert frame.purity.item() == 1 and 0.25 < frame.purity_shuffled.item() < 0.4
 
 
 def slow_overlap(sids, vectors, k, level):
@@ -61,10 +65,12 @@ def slow_overlap(sids, vectors, k, level):
     spelt = sids.reconstruct(level).double().numpy() if sids.codebooks[0].shape[1] else np.zeros((len(x), 1))
     words = sids.codes[:, :level].tolist()
     common = lambda a, b: next((l for l in range(level) if a[l] != b[l]), level)
+
     def chances(keys):  # of each item to be among the k smallest
         last = sorted(keys.values())[k - 1]
         closer, tied = [j for j in keys if keys[j] < last], [j for j in keys if keys[j] == last]
-        return dict.fromkeys(closer, 1.) | dict.fromkeys(tied, (k - len(closer)) / len(tied))
+        return dict.fromkeys(closer, 1.0) | dict.fromkeys(tied, (k - len(closer)) / len(tied))
+
     for i in range(len(x)):
         others = [j for j in range(len(x)) if j != i]
         near = chances({j: round(float(np.square(x[i] - x[j]).sum()), 6) for j in others})
@@ -77,15 +83,20 @@ def slow_overlap(sids, vectors, k, level):
 @pytest.mark.parametrize("kind", ["spelt", "extra level", "random", "twins"])
 def test_neighbours_against_loops(seed, kind):
     sids, vectors = spelt(seed, n=40)
-    if kind == "extra level": sids = sids.resolve("extra_level")
-    if kind == "random": sids = random_sids(40, 3, 4, seed)
-    if kind == "twins": vectors[20:] = vectors[:20]
-    assert neighbour_overlap(sids, vectors, k=5) == pytest.approx([slow_overlap(sids, vectors, 5, l + 1) for l in range(sids.levels)], abs=1e-6)
+    if kind == "extra level":
+        sids = sids.resolve("extra_level")
+    if kind == "random":
+        sids = random_sids(40, 3, 4, seed)
+    if kind == "twins":
+        vectors[20:] = vectors[:20]
+    assert neighbour_overlap(sids, vectors, k=5) == pytest.approx(
+        [slow_overlap(sids, vectors, 5, l + 1) for l in range(sids.levels)], abs=1e-6
+    )
 
 
 def test_neighbours_of_words_by_lot_are_chance():
     _, vectors = spelt(0, n=1000)
-    assert neighbour_overlap(random_sids(1000), vectors)[-1] == pytest.approx(10 / 999, abs=.01)
+    assert neighbour_overlap(random_sids(1000), vectors)[-1] == pytest.approx(10 / 999, abs=0.01)
 
 
 @pytest.mark.parametrize("sample", [2000, 30])
@@ -93,7 +104,12 @@ def test_neighbours_of_words_by_lot_are_chance():
 def test_the_card_does_not_depend_on_the_order_of_the_items(sample, policy):
     sids, vectors = spelt(0)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
-    cards = [report_card(SemanticIds(sids.codes[o], sids.codebooks).resolve(policy, vectors[o]), vectors[o], [kinds(80)[i] for i in o], sample=sample) for o in (torch.arange(80), order)]
+    cards = [
+        report_card(
+            SemanticIds(sids.codes[o], sids.codebooks).resolve(policy, vectors[o]), vectors[o], [kinds(80)[i] for i in o], sample=sample
+        )
+        for o in (torch.arange(80), order)
+    ]
     assert cards[0] == pytest.approx(cards[1], nan_ok=True)
 
 
@@ -101,7 +117,11 @@ def test_seeds_change_the_sample_and_nothing_else():
     sids, vectors = spelt(0)
     cards = [report_card(sids, vectors, kinds(80), seed=seed, sample=30) for seed in (0, 0, 1)]
     assert cards[0] == cards[1]
-    assert {name.rpartition("_")[0] or name for name, value in cards[0].items() if cards[2][name] != value} <= {"neighbours", "purity_shuffled", "purity_lift"}
+    assert {name.rpartition("_")[0] or name for name, value in cards[0].items() if cards[2][name] != value} <= {
+        "neighbours",
+        "purity_shuffled",
+        "purity_lift",
+    }
     assert cards[0]["neighbours"] != cards[2]["neighbours"] and cards[0]["neighbours_items"] == 30
 
 
@@ -117,15 +137,16 @@ def test_the_card_is_flat_json_and_names_the_policy(policy):
     assert card["items_per_leaf"] == pytest.approx(80 / len(words)) and card["items_per_leaf_max"] == max(words.values())
     assert card["squared_error"] == pytest.approx((vectors - resolved.reconstruct()).square().sum(1).mean().item(), rel=1e-5)
     assert card["residual_energy"] == pytest.approx(resolved.residual_energy(vectors)[2])
-    if policy == "extra_level": assert card["residual_energy_d"] is None and card["conditional_bits_d"] > 0
+    if policy == "extra_level":
+        assert card["residual_energy_d"] is None and card["conditional_bits_d"] > 0
 
 
 def test_vectors_of_another_space_keep_the_measured_error():
     "As of an RQ-VAE, whose codebooks spell latents."
     sids, vectors = spelt(0)
-    sids.quality["residual_energy"] = [.5, .4, .3]
+    sids.quality["residual_energy"] = [0.5, 0.4, 0.3]
     frame = level_report(sids, torch.cat([vectors, vectors], 1))
-    assert frame.residual_energy.tolist() == [.5, .4, .3] and "squared_error" not in frame
+    assert frame.residual_energy.tolist() == [0.5, 0.4, 0.3] and "squared_error" not in frame
     assert frame.neighbours.tolist() == pytest.approx(level_report(sids, vectors).neighbours.tolist())
 
 
@@ -147,8 +168,15 @@ def test_one_item_and_equal_items():
     assert report_card(SemanticIds([[0, 0]] * 5, [torch.ones(1, 3)] * 2), torch.zeros(5, 3))["neighbours"] == 1
 
 
-@pytest.mark.parametrize("vectors, categories, message", [
-    (torch.zeros(3, 6), None, r"got shape \(3, 6\), expected 80 rows"), (torch.full((80, 6), torch.nan), None, "NaN"),
-    (torch.zeros(80), None, r"got shape \(80,\)"), (None, ["Drama"], "got 1 for 80 items")])
+@pytest.mark.parametrize(
+    "vectors, categories, message",
+    [
+        (torch.zeros(3, 6), None, r"got shape \(3, 6\), expected 80 rows"),
+        (torch.full((80, 6), torch.nan), None, "NaN"),
+        (torch.zeros(80), None, r"got shape \(80,\)"),
+        (None, ["Drama"], "got 1 for 80 items"),
+    ],
+)
 def test_what_does_not_fit_is_refused(vectors, categories, message):
-    with pytest.raises(GTIError, match=message): report_card(spelt(0)[0], vectors, categories)
+    with pytest.raises(GTIError, match=message):
+        report_card(spelt(0)[0], vectors, categories)
