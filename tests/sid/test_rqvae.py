@@ -72,7 +72,7 @@ print("same", len(os.listdir(root)))
 
 
 def test_killed_anywhere_and_resumed_is_the_same_to_the_last_bit(tmp_path):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], env=env, capture_output=True, text=True)
     assert done.stdout == "same 9\n", done.stdout + done.stderr
 
