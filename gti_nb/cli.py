@@ -55,13 +55,15 @@ def _fetch(a: argparse.Namespace) -> None:
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gti_nb.core import check_choice
-    from gti_nb.runs.execute import parse_value, pipeline_parameters, pipeline_path, relative_path, run
+    from gti_nb.runs.execute import relative_path, run
+    from gti_nb.runs.parameters import fold_parameters, parse_value, pipeline_parameters, pipeline_path
 
     spec = pipeline_parameters(pipeline_path(a.pipeline))
-    for name, _ in a.parameter:
-        check_choice(f"parameter of {a.pipeline}", name, spec)
-    done = run(a.pipeline, {name: parse_value(spec[name], text) for name, text in a.parameter}, a.out_dir, fresh=a.fresh, html=a.html)
+    given: dict = {}
+    for name, text in a.parameter:
+        given[name] = parse_value(spec, name, text)
+    fold_parameters(a.pipeline, spec, given)
+    done = run(a.pipeline, given, a.out_dir, fresh=a.fresh, html=a.html)
     print(relative_path(done.folder))
 
 
@@ -72,13 +74,13 @@ def _study(a: argparse.Namespace) -> None:
     made = study(a.file, a.arms, a.seeds, a.data, a.out_dir, a.fresh)
     import pandas as pd
 
-    from gti_nb.runs.tables import metrics_table
+    from gti_nb.runs.tables import TrainedArm, metrics_table
 
     report = next((r.folder for r in made if r.record["pipeline"] == "report"), None)
     table = (
         pd.read_csv(report / "metrics.csv", index_col="arm", dtype={"seeds": "Int64"})
         if report
-        else metrics_table([r for r in made if r.record["pipeline"] == "train"])
+        else metrics_table([TrainedArm.load(r) for r in made if r.record["pipeline"] == "train"])
     )
     print(table.round(4).astype(object).fillna("").to_string())
     if report:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
+from gti_nb.result import ArmResult
 from gti_nb.runs.folder import find_runs, read_run, runs
 from gti_nb.sft.tasks import TASKS
 
@@ -49,7 +50,7 @@ def test_it_ends_with_a_table_and_the_report(done):
 
 
 def test_a_training_keeps_everything(done):
-    for arm, stages in [("mean", ["init", "sft"]), ("gti", ["init", "grounded", "sft"])]:
+    for arm, stages in [("mean", ["init", "sft"]), ("gti", ["init", "grounding", "sft"])]:
         run = of(done[0], "train", arm)
         for stage in stages:
             with safe_open(run.folder / "rows" / f"{stage}.safetensors", "np") as f:
@@ -59,11 +60,11 @@ def test_a_training_keeps_everything(done):
         assert sorted(p.stem for p in (run.folder / "rows").iterdir()) == sorted(stages)
         losses = pd.DataFrame(json.loads((run.folder / "losses.json").read_text()))
         assert losses.groupby("stage").step.nunique().to_dict() == ({"sft": 6} if arm == "mean" else {"grounding": 4, "sft": 6})
-        per_user = run.per_user()
-        assert len(per_user) == 30 == run.metrics["metrics"]["users"] and run.metrics["metrics"]["recall@10"] == pytest.approx(
-            per_user["recall@10"].mean()
-        )
-        assert run.record["metrics"] == run.metrics["metrics"] and set(run.record["hashes"]) == {"data", "sids", "pretrained_rows"}
+        result = ArmResult.load(run.folder)
+        assert len(result.per_user) == 30 == result.metrics["users"]
+        assert result.metrics["recall@10"] == pytest.approx(result.per_user["recall@10"].mean())
+        assert list(result.diagnostics) == stages and list(result.stages) == [*stages, "evaluation"]
+        assert run.record["metrics"] == result.metrics and set(run.record["hashes"]) == {"data", "sids", "pretrained_rows"}
         for stage in run.record["stages"].values():
             assert stage["seconds"] > 0
         assert not [p for p in run.folder.iterdir() if p.name.startswith(".")]
@@ -77,7 +78,7 @@ def test_arms_share_data_and_start(done):
         and mean.record["hashes"]["pretrained_rows"] != ""
     )
     rows = lambda run, stage: safe_open(run.folder / "rows" / f"{stage}.safetensors", "np").get_tensor("rows")
-    assert (rows(mean, "init") == rows(gti, "init")).all() and not (rows(gti, "init") == rows(gti, "grounded")).all()
+    assert (rows(mean, "init") == rows(gti, "init")).all() and not (rows(gti, "init") == rows(gti, "grounding")).all()
 
 
 def test_the_report_holds_tables_and_live_figures(done):
@@ -122,10 +123,10 @@ def test_plain_papermill(tmp_path):
         "base": "tiny-gpt2",
         "init": "mean",
         "sft_steps": 2,
-        "ground_steps": 2,
-        "ground_batch": 2,
-        "sft_batch": 2,
-        "history": 3,
+        "grounding_steps": 2,
+        "grounding_batch_size": 2,
+        "sft_batch_size": 2,
+        "evaluation_history": 3,
         "precision": "fp32",
         "device": "cpu",
         "save_model": True,
@@ -159,7 +160,7 @@ def gti(*words):
     return subprocess.run([str(BIN / "gti"), *map(str, words)], capture_output=True, text=True)
 
 
-TINY = ["-p", "base", "tiny-llama", "-p", "precision", "fp32", "-p", "device", "cpu", "-p", "sft_batch", 4]
+TINY = ["-p", "base", "tiny-llama", "-p", "precision", "fp32", "-p", "device", "cpu", "-p", "sft_batch_size", 4]
 
 
 def test_search_from_queries_to_metrics(tmp_path):
@@ -177,34 +178,31 @@ def test_search_from_queries_to_metrics(tmp_path):
         "tokens_dir",
         tmp_path / "tokens",
         "-p",
-        "ground_steps",
+        "grounding_steps",
         3,
         "-p",
         "sft_steps",
         4,
         "-p",
-        "eval_steps",
+        "sft.eval_steps",
         2,
         "-p",
-        "exact_users",
+        "evaluation.exact_users",
         3,
         "--out-dir",
         tmp_path / "out",
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-    run = read_run(tmp_path / "out")
-    assert {"recall@1", "recall@5", "precision@1", "ndcg@10"} <= set(run.metrics["metrics"]) and run.metrics["metrics"]["users"] == len(
-        wishes.rows("test")
-    )
-    assert [point["step"] for point in run.metrics["validation"]["curve"]] == [2, 4] and run.metrics["lists"]["invalid"] == run.metrics[
-        "lists"
-    ]["duplicates"] == 0
-    assert [row["k"] for row in run.metrics["agreement"]] == [1, 5, 10] and not (run.folder / "checkpoints").exists()
-    assert list(run.per_user().index) == sorted(wishes.rows("test")) and not (run.folder / "per_user_sid.parquet").exists()
+    folder, result = tmp_path / "out", ArmResult.load(tmp_path / "out")
+    assert {"recall@1", "recall@5", "precision@1", "ndcg@10"} <= set(result.metrics) and result.metrics["users"] == len(wishes.rows("test"))
+    assert [point["step"] for point in result.validation["curve"]] == [2, 4]
+    assert result.evaluation.lists["invalid"] == result.evaluation.lists["duplicates"] == 0
+    assert list(result.evaluation.agreement.k) == [1, 5, 10] and not (folder / "checkpoints").exists()
+    assert list(result.per_user.index) == sorted(wishes.rows("test")) and not (folder / "per_user_sid.parquet").exists()
     told = gti("run", "report", "-p", "runs", f"[{tmp_path / 'out'}]", "--out-dir", tmp_path / "report")
     assert told.returncode == 0, told.stderr[-2000:]
     assert (
-        list(pd.read_csv(tmp_path / "report" / "metrics.csv").arm) == ["mean+ground3", "tf-idf", "tf-idf, asked"]
+        list(pd.read_csv(tmp_path / "report" / "metrics.csv").arm) == ["mean+grounding3", "tf-idf", "tf-idf, asked"]
         and (tmp_path / "report" / "figures" / "validation.html").exists()
     )
 
@@ -221,10 +219,10 @@ def test_tasks_and_presets(tmp_path):
         "sft_steps",
         3,
         "-p",
-        "measures",
+        "evaluation.measures",
         "[recall, mrr]",
         "-p",
-        "ks",
+        "evaluation.ks",
         "[3]",
         "-p",
         "save_model",
@@ -233,24 +231,24 @@ def test_tasks_and_presets(tmp_path):
         tmp_path / "out",
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-    run = read_run(tmp_path / "out")
-    assert set(run.metrics["metrics"]) == {"recall@3", "mrr@3", "users"} and set(run.metrics["sid_metrics"]) >= {"sid_recall@3", "level1@3"}
+    run, result = read_run(tmp_path / "out"), ArmResult.load(tmp_path / "out")
+    assert set(result.metrics) == {"recall@3", "mrr@3", "users"} and set(result.evaluation.sid_metrics) >= {"sid_recall@3", "level1@3"}
     tasks = {
         task for record in json.loads((run.folder / "losses.json").read_text()) for task in record.get("tasks", {record["direction"]: 0})
     }
     assert 2 <= len(tasks) <= 7 and tasks <= set(TASKS) and "arXiv 2604.02324" in (run.folder / "model" / "README.md").read_text()
-    assert {row["by"] for row in run.metrics["slices"]} == {"popularity", "history"}
+    assert set(result.evaluation.slices.by) == {"popularity", "history"}
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
         (("sft_tasks", "[retrieval, search]"), "search: needs queries"),
-        (("sft_options", "{packng: 4}"), "did you mean 'packing'"),
+        (("sft", "{packng: 4}"), "did you mean 'packing'"),
         (("sft_mode", "qlora"), "needs a CUDA GPU"),
-        (("sft_tasks", "[item2index]", "sft_weights", "{retrieval: 1}"), "weights: task"),
+        (("sft_tasks", "[item2index]", "sft.weights", "{retrieval: 1}"), "weights: task"),
         (("sft_tasks", "[retreival]"), "did you mean 'retrieval'"),
-        (("eval_patience", 2), "set eval_steps too"),
+        (("sft.early_stopping_patience", 2), "set eval_steps too"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_any_training(tmp_path, settings, message):
@@ -260,7 +258,7 @@ def test_settings_that_do_not_fit_are_refused_before_any_training(tmp_path, sett
         *TINY,
         *(x for name, value in zip(settings[::2], settings[1::2]) for x in ("-p", name, value)),
         "-p",
-        "ground_steps",
+        "grounding_steps",
         3,
         "--out-dir",
         tmp_path / "out",
@@ -271,7 +269,7 @@ def test_settings_that_do_not_fit_are_refused_before_any_training(tmp_path, sett
 
 def test_a_killed_training_goes_on_where_it_was(tmp_path):
     rows = lambda folder: safe_open(folder / "rows" / "sft.safetensors", "np").get_tensor("rows")
-    words = ["run", "train", *TINY, "-p", "ground_steps", 4, "-p", "sft_steps", 60, "-p", "save_steps", 5, "--out-dir"]
+    words = ["run", "train", *TINY, "-p", "grounding_steps", 4, "-p", "sft_steps", 60, "-p", "save_steps", 5, "--out-dir"]
     one_thread = dict(os.environ, OMP_NUM_THREADS="1")
     whole = subprocess.run([str(BIN / "gti"), *map(str, words), str(tmp_path / "whole")], capture_output=True, text=True, env=one_thread)
     assert whole.returncode == 0, whole.stderr[-2000:]
@@ -289,10 +287,9 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path):
     assert list(kept.glob("step-*")) and read_run(tmp_path / "killed").status == "crashed"
     again = subprocess.run([str(BIN / "gti"), *map(str, words), str(tmp_path / "killed")], capture_output=True, text=True, env=one_thread)
     assert again.returncode == 0, again.stderr[-2000:]
-    assert (rows(tmp_path / "whole") == rows(tmp_path / "killed")).all() and read_run(tmp_path / "killed").metrics["metrics"] == read_run(
-        tmp_path / "whole"
-    ).metrics["metrics"]
-    assert read_run(tmp_path / "killed").metrics["resumed"] and not read_run(tmp_path / "whole").metrics["resumed"]
+    resumed, uninterrupted = ArmResult.load(tmp_path / "killed"), ArmResult.load(tmp_path / "whole")
+    assert (rows(tmp_path / "whole") == rows(tmp_path / "killed")).all() and resumed.metrics == uninterrupted.metrics
+    assert resumed.resumed and not uninterrupted.resumed
 
 
 def _parent(process: Path) -> int | None:
@@ -406,7 +403,7 @@ def test_studies_say_what_the_tokenize_pipeline_takes(study):
 
 @pytest.mark.parametrize("pipeline", ["tokenize", "quantizers", "train", "report"])
 def test_every_parameter_is_described(pipeline):
-    from gti_nb.runs.execute import pipeline_parameters, pipeline_path
+    from gti_nb.runs.parameters import pipeline_parameters, pipeline_path
 
     spec = pipeline_parameters(pipeline_path(pipeline))
     assert "out_dir" in spec and all(p.help for p in spec.values())

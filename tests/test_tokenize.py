@@ -34,7 +34,7 @@ def encoder(monkeypatch):
 
 
 def test_second_call_reuses_and_says_so(tmp_path, encoder, capsys):
-    folder = tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
+    folder = tokenize("toy", out_dir=tmp_path / "t", **SETTINGS).folder
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
     tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, "progress": True})
     assert "reusing" in capsys.readouterr().out
@@ -71,14 +71,14 @@ def test_a_changed_local_encoder_is_another_key(tmp_path):
 
 
 def test_same_inputs_same_codes_in_two_folders(tmp_path):
-    (_, v1, s1), (_, v2, s2) = (load_tokens(tokenize("toy", out_dir=tmp_path / n, **SETTINGS)) for n in "ab")
-    assert s1.content_hash == s2.content_hash and torch.equal(v1, v2)
+    one, other = (tokenize("toy", out_dir=tmp_path / n, **SETTINGS) for n in "ab")
+    assert one.sids.content_hash == other.sids.content_hash and torch.equal(one.vectors, other.vectors)
 
 
 def test_report_says_how_it_came_to_be(tmp_path):
-    report = json.loads((tokenize("toy", out_dir=tmp_path / "t", **SETTINGS) / "report.json").read_text())
-    dataset, vectors, sids = load_tokens(tmp_path / "t")
-    assert report["sids"]["items"] == dataset.n_items == len(vectors) == sids.n_items
+    tokens = tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
+    report, vectors, sids = json.loads((tokens.folder / "report.json").read_text()), tokens.vectors, tokens.sids
+    assert report["sids"]["items"] == tokens.dataset.n_items == len(vectors) == sids.n_items
     before = SemanticIds.load(tmp_path / "t" / "quantized")
     assert (
         before.policy == "none"
@@ -97,11 +97,11 @@ def test_report_says_how_it_came_to_be(tmp_path):
         (dict(levels=0), "levels: got 0"),
         (dict(quantizer="rqkmean"), "did you mean 'rqkmeans'"),
         (dict(quantizer_options={"iteration": 2}), "did you mean 'iterations'"),
-        (dict(quantizer_options=[2]), "expected names and values"),
+        (dict(quantizer_options=[2]), r"quantizer_options: got \[2\], expected a mapping"),
         (dict(quantizer="rqvae", quantizer_options={"preset": "big"}), "preset: got 'big'"),
         (dict(quantizer="imported"), "set index to the path"),
         (dict(template="titles"), "template"),
-        (dict(quantizer="random", collisions="hungarian"), "stand for no vectors"),
+        (dict(quantizer="random", collisions="hungarian"), "have no vectors"),
         (dict(precision="fp16"), "precision: got 'fp16'"),
         (dict(device="tpu"), "device: got 'tpu'"),
     ],
@@ -131,7 +131,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 
 
 def test_mixed_or_damaged_folders_are_refused(tmp_path):
-    a, b = (tokenize("toy", out_dir=tmp_path / n, **{**SETTINGS, "seed": s}) for s, n in enumerate("ab"))
+    a, b = (tokenize("toy", out_dir=tmp_path / n, **{**SETTINGS, "seed": s}).folder for s, n in enumerate("ab"))
     (a / "sids" / "sids.json").write_bytes((b / "sids" / "sids.json").read_bytes())
     (a / "sids" / "sids.safetensors").write_bytes((b / "sids" / "sids.safetensors").read_bytes())
     with pytest.raises(GTIError, match="not of one run"):
@@ -158,8 +158,9 @@ def index(tmp_path):
 def test_every_quantizer_makes_a_folder_that_loads_and_is_reused(tmp_path, encoder, index, quantizer):
     options = {"index": str(index)} if quantizer == "imported" else OPTIONS.get(quantizer, {})
     settings = {**SETTINGS, "quantizer": quantizer, "quantizer_options": options}
-    folder = tokenize("toy", out_dir=tmp_path / "t", **settings)
-    report, (dataset, vectors, sids) = json.loads((folder / "report.json").read_text()), load_tokens(folder)
+    tokens = tokenize("toy", out_dir=tmp_path / "t", **settings)
+    folder, vectors, sids = tokens.folder, tokens.vectors, tokens.sids
+    report = json.loads((folder / "report.json").read_text())
     assert sids.n_items == len(vectors) == 40 and sids.summary()["distinct"] == 40 and sids.levels in (2, 3)
     assert report["parameters"]["quantizer"] == quantizer and report["parameters"]["quantizer_options"] == options
     assert report["quantizer"]["levels"] == 2 and report["card"]["distinct"] == 40 and len(report["levels"]) == sids.levels
@@ -170,11 +171,10 @@ def test_every_quantizer_makes_a_folder_that_loads_and_is_reused(tmp_path, encod
 
 def test_imported_words_are_those_of_the_file_and_a_changed_file_is_another_key(tmp_path, index):
     settings = {**SETTINGS, "quantizer": "imported", "quantizer_options": {"index": str(index)}, "collisions": "none"}
-    _, _, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "t", **settings))
+    sids = tokenize("toy", out_dir=tmp_path / "t", **settings).sids
     assert (sids.codes == random_sids(40, 2, 8, seed=3).codes).all()
-    assert (
-        tokenize("toy", out_dir=tmp_path / "t", **{**settings, "levels": 4, "codes": 99, "seed": 7}) == tmp_path / "t"
-    )  # the file has its own
+    again = tokenize("toy", out_dir=tmp_path / "t", **{**settings, "levels": 4, "codes": 99, "seed": 7})  # the file has its own
+    assert again.sids.content_hash == sids.content_hash
     words = json.loads(index.read_text())
     first, second, *_ = words
     words[first], words[second] = words[second], words[first]
@@ -185,7 +185,7 @@ def test_imported_words_are_those_of_the_file_and_a_changed_file_is_another_key(
 
 def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     settings = {**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK}
-    _, _, whole = load_tokens(tokenize("toy", out_dir=tmp_path / "whole", **settings))
+    whole = tokenize("toy", out_dir=tmp_path / "whole", **settings).sids
     fit, seen = RQVAE.fit, []
 
     def stop(row):
@@ -201,7 +201,8 @@ def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         tokenize("toy", out_dir=tmp_path / "cut", **settings)
     assert not (tmp_path / "cut").exists()
-    _, vectors, sids = load_tokens(tokenize("toy", out_dir=tmp_path / "cut", **settings))
+    resumed = tokenize("toy", out_dir=tmp_path / "cut", **settings)
+    vectors, sids = resumed.vectors, resumed.sids
     assert seen == [1, 2, 3, 4] and sids.content_hash == whole.content_hash
     assert sorted(f.name for f in tmp_path.iterdir()) == ["cut", "whole"]
     assert (RQVAE.load(tmp_path / "cut" / "quantizer").assign(vectors) == sids.codes[:, :2]).all()
@@ -209,9 +210,9 @@ def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("policy", ["none", "extra_level", "sinkhorn", "hungarian"])
 def test_every_policy_is_applied_in_the_space_of_the_codes(tmp_path, policy):
-    _, vectors, sids = load_tokens(
-        tokenize("toy", out_dir=tmp_path / "t", **{**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK, "collisions": policy})
-    )
+    settings = {**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK, "collisions": policy}
+    tokens = tokenize("toy", out_dir=tmp_path / "t", **settings)
+    vectors, sids = tokens.vectors, tokens.sids
     latents = RQVAE.load(tmp_path / "t" / "quantizer").latent(vectors)
     assert sids.policy == policy and (sids.codes[:, 0] == sids.assign(latents, levels=1)[:, 0]).all()
 
@@ -220,8 +221,8 @@ def test_queries_have_items_too(tmp_path):
     queries = load_queries("toy")
     queries.save(tmp_path / "saved")
     for data in (queries, tmp_path / "saved"):
-        folder = tokenize(data, out_dir=tmp_path / "t", levels=2, codes=4, progress=False)
-        dataset, vectors, sids = load_tokens(folder)
+        tokens = tokenize(data, out_dir=tmp_path / "t", levels=2, codes=4, progress=False)
+        dataset, vectors, sids = tokens.dataset, tokens.vectors, tokens.sids
         assert (
             type(dataset) is type(queries)
             and dataset.content_hash == queries.content_hash
@@ -242,7 +243,7 @@ def test_the_template_decides_what_is_encoded(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_the_first_version_is_read_but_not_taken_for_the_same(tmp_path):
-    folder = tokenize("toy", out_dir=tmp_path / "t", **SETTINGS)
+    folder = tokenize("toy", out_dir=tmp_path / "t", **SETTINGS).folder
     report = json.loads((folder / "report.json").read_text())
     old = {
         **report,
@@ -253,7 +254,7 @@ def test_a_folder_of_the_first_version_is_read_but_not_taken_for_the_same(tmp_pa
         },
     }
     (folder / "report.json").write_text(json.dumps(old))
-    assert load_tokens(folder)[2].n_items == 40
+    assert load_tokens(folder).sids.n_items == 40
     with pytest.raises(GTIError, match="another version of gti-nb .schema 1, this one writes 2."):
         tokenize("toy", out_dir=folder, **SETTINGS)
     (folder / "report.json").write_text(json.dumps({**old, "schema": 3}))

@@ -26,7 +26,7 @@ from gti_nb.initializers import (  # noqa: F401  (they register themselves)
     statistical,
     textual,
 )
-from .base import INITIALIZERS, SUFFIXES, draw_rows, initializer
+from .base import INITIALIZERS, SUFFIXES, check_initializer, draw_rows, initializer
 from .lexical import WordVectors
 from ..model.extended import ExtendedModel
 from ..model.rows import trained_rows

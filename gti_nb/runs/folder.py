@@ -127,7 +127,8 @@ def _git_commit() -> str | None:
 def _processor() -> str:
     "The processor's name as the system gives it."
     try:
-        return next(l.split(":", 1)[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -229,7 +230,7 @@ def runs(
             "seconds": r.record.get("seconds"),
         }
         row |= {k: r.record[k] for k in ("study", "arm") if k in r.record}
-        row |= {k: r.parameters[k] for k in ("init", "seed", "ground_steps", "sft_steps") if k in r.parameters}
+        row |= {k: r.parameters[k] for k in ("init", "seed", "grounding_steps", "sft_steps") if k in r.parameters}
         row |= {k: v for k, v in (r.record.get("metrics") or {}).items() if k in ("recall@10", "ndcg@10")}
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["folder", "pipeline", "status", "started", "seconds"])

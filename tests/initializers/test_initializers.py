@@ -23,7 +23,7 @@ from gti_nb.initializers.textual import text_rows
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.model.rows import trained_rows
 from gti_nb.prompts import Template, encode_template, fill
-from gti_nb.runs.execute import check_parameters, pipeline_parameters, pipeline_path
+from gti_nb.runs.parameters import check_parameters, pipeline_parameters, pipeline_path
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.kmeans import RQKMeans
 
