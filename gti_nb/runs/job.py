@@ -9,6 +9,7 @@ __all__ = ['clock', 'StatusLine', 'NotebookJob', 'failure_of']
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
