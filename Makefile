@@ -5,10 +5,11 @@ SHELL  := /bin/bash
 BIN    := .venv/bin
 PYTHON := $(shell for p in python3.11 python3 python; do \
   "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
-# The name of the stamp holds a hash of what the environment was made from, so that a change of any of it, or of the place, makes a new one.
+# The stamp's name holds a hash of what the environment was made from, so that a change of any of it, or of the place, makes a new one.
 STAMP  := .venv/installed-$(shell { pwd; cat constraints.txt pyproject.toml; } | cksum | cut -d' ' -f1)
+CODE   := nbs tests benchmarks .ci
 
-.PHONY: help install demo test lab readme clean
+.PHONY: help install demo test lint lab readme clean hooks
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -20,7 +21,7 @@ install: $(STAMP)  ## .venv with the pinned packages (remade when constraints.tx
 $(STAMP):
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer with venv and pip is needed, and neither python3.11, python3 nor python is that." \
 	  "Install it (Debian, Ubuntu: apt-get install python3 python3-venv) or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@if test -e .venv; then echo "The environment in .venv was made for other pins or another place: making it anew"; fi
+	@if test -e .venv; then echo "The environment in .venv was made for other pins or another place: making it again"; fi
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -29,18 +30,28 @@ demo: $(STAMP)  ## MovieLens-100K, SmolLM2-135M: mean start against grounded sta
 	$(BIN)/gti fetch
 	$(BIN)/gti study studies/demo.yaml
 
-# One thread for each of two notebooks at a time: small models gain nothing from more, and two cores are what is promised.
-test: $(STAMP)  ## notebooks, pytest, sync checks, pipelines on tiny settings, the browser (skipped where there is no Chromium)
+lint: $(STAMP)  ## style, formatting and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/python .ci/typecheck.py
+
+# Two notebooks at a time, one thread each: small models gain nothing from more, and two cores are what is promised.
+test: lint  ## style, types, notebooks, pytest, sync checks, pipelines on tiny settings, the browser (skipped where there is no Chromium)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q --durations=10 tests
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
 
-readme: $(STAMP)  ## README.md from nbs/index.ipynb
-	$(BIN)/python .ci/build_readme.py
+readme: $(STAMP)  ## README.md and docs/rooms.md from the notebooks
+	$(BIN)/python .ci/build_pages.py
 
-clean: $(STAMP)  ## gti_nb/ from the notebooks, notebooks without stray metadata, README.md: what the sync checks want
+clean: $(STAMP)  ## gti_nb/ from the notebooks, notebooks formatted and without stray metadata, generated pages: what the sync checks want
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python .ci/build_readme.py
+	$(BIN)/python .ci/build_pages.py
+
+hooks: $(STAMP)  ## git hooks that do what `make clean` does, before every commit
+	$(BIN)/pre-commit install

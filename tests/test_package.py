@@ -1,5 +1,6 @@
 "What is true of the package as a whole: light to import, and described once."
 
+import ast
 import configparser
 import importlib.metadata
 import re
@@ -33,6 +34,22 @@ def test_only_the_last_rooms_import_plotly_and_widgets(root, room):
     assert files, f"gti_nb/{room}: no such room"
     for file in files:
         assert not re.search(r"^\s*(?:import|from) (?:plotly|ipywidgets|papermill)\b", file.read_text(), re.M), file
+
+
+def test_the_face_loads_its_names_when_they_are_used(root):
+    import gti_nb
+
+    assert all(getattr(gti_nb, name) is not None for name in gti_nb.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gti_nb.nothing
+    tree = ast.parse((root / "gti_nb/__init__.py").read_text())
+    typed = {a.asname: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level for a in node.names}
+    assert {name: f"gti_nb.{module}" for name, module in typed.items()} == {
+        name: getattr(gti_nb, name).__module__ if hasattr(getattr(gti_nb, name), "__module__") else "gti_nb.initializers.registry"
+        for name in gti_nb.__all__
+        if name != "__version__"
+    }
+    assert (root / "gti_nb/py.typed").exists()
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def tool(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-COMMANDS = dict(export=[tool("nbdev_export")], clean=[tool("nbdev_clean")], readme=[sys.executable, ".ci/build_readme.py"])
+COMMANDS = dict(export=[tool("nbdev_export")], clean=[tool("nbdev_clean")], pages=[sys.executable, ".ci/build_pages.py"])
 
 
 @pytest.mark.parametrize("step", COMMANDS)
@@ -62,7 +62,7 @@ def test_changes_nothing(copy, step):
     assert changed_by(copy, *COMMANDS[step]) == [], "out of date: run `make clean` and look at the differences"
 
 
-@pytest.mark.parametrize("step, file", [("export", "gti_nb/core.py"), ("clean", "nbs/00_core.ipynb"), ("readme", "README.md")])
+@pytest.mark.parametrize("step, file", [("export", "gti_nb/core.py"), ("clean", "nbs/00_core.ipynb"), ("pages", "README.md"), ("pages", "docs/rooms.md")])
 def test_the_check_sees_a_change(copy, step, file):
     if step == "clean":
         nb = json.loads((copy / file).read_text())
