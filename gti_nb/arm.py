@@ -26,7 +26,7 @@ from .evaluate.evaluation import evaluate
 from .evaluate.model import EvaluationSet, query_set, user_set, validation
 from .grounding.full import ground_full
 from .grounding.pairs import GroundingPairs, grounding_pairs
-from .grounding.stage import ground
+from .grounding.stage import GroundingConfig, ground
 from .initializers.registry import initialize
 from .model.extended import ExtendedModel
 from .probe.grounding import grounding_quality
@@ -50,10 +50,9 @@ class ArmPlan:
     extended: ExtendedModel
     split: Split | None  # None for queries
     tasks: list[Task]
-    batches: Sequence[list[Example]]  # one list of examples per fine-tuning step
-    pairs: GroundingPairs | None
-    asked: EvaluationSet  # what the evaluation asks
-    validation: EvaluationSet | None  # what is asked during fine-tuning
+    pairs: GroundingPairs | None  # None when nothing is grounded
+    batches: Sequence[list[Example]] = ()  # one list of examples per fine-tuning step
+    questions: dict[str, EvaluationSet] = field(default_factory=dict)  # of the "evaluation", and of "validation" during fine-tuning
 
     def examples(self) -> pd.Series:  # task -> examples per epoch
         "How many examples each task has."
@@ -69,10 +68,37 @@ def _mix(config: ArmConfig, searching: bool) -> str | list[str]:
 # %% ../nbs/18_arm.ipynb #9399fab7
 def _asked(plan: ArmPlan, which: str, n: int) -> EvaluationSet:
     "Prompts and answers of a part of the data; the same users or queries for every arm and seed."
-    if plan.split is None:
-        return query_set(plan.extended, plan.tokens.dataset, which, n, plan.config.tasks.max_text_tokens)
+    dataset = plan.tokens.dataset
+    if isinstance(dataset, QueryDataset):
+        return query_set(plan.extended, dataset, which, n, plan.config.tasks.max_text_tokens)
     retrieval = any(task.name == "retrieval" for task in plan.tasks)  # the prompt of the evaluation is that of the training
-    return user_set(plan.extended, plan.split, which, n, "retrieval" if retrieval else "retrieval_rows")
+    split = dataset.leave_one_out(max_history=plan.config.evaluation.history)
+    return user_set(plan.extended, split, which, n, "retrieval" if retrieval else "retrieval_rows")
+
+
+def _split_of(tokens: Tokens, config: ArmConfig) -> Split | None:
+    "Training items and held-out items of every user, checked for leaks; None for queries."
+    if isinstance(tokens.dataset, QueryDataset):
+        return None
+    split = tokens.dataset.leave_one_out(max_history=config.evaluation.history)
+    split.check()  # no target in its own history, nothing from after it
+    return split
+
+
+def _pairs_of(tokens: Tokens, config: ArmConfig) -> GroundingPairs | None:
+    "What grounding trains on; None where an arm is not grounded."
+    if config.grounding is None and config.grounding_full is None:
+        return None
+    chosen = config.pairs
+    return grounding_pairs(tokens.dataset, tokens.sids, tuple(chosen.templates), chosen.wordings, chosen.holdout, config.seed)
+
+# %% ../nbs/18_arm.ipynb #91ab16c8
+def _settle_steps(plan: ArmPlan) -> None:
+    "Turn passes over the examples into steps."
+    epochs, sft = plan.config.tasks.num_train_epochs, plan.config.sft
+    if epochs:
+        steps = math.ceil(epochs * int(plan.examples().sum()) / sft.batch_size)
+        plan.config = replace(plan.config, sft=replace(sft, steps=steps))
 
 
 def plan_arm(
@@ -81,29 +107,19 @@ def plan_arm(
 ) -> ArmPlan:
     "Build the model, the tasks and the questions of an arm; whatever does not fit is refused here."
     model, tokenizer = load_base(config.base)
-    dataset, sids, evaluation = tokens.dataset, tokens.sids, config.evaluation
-    extended = ExtendedModel.extend(model.to(pick_device(config.device)), tokenizer, sids)
-    searching = isinstance(dataset, QueryDataset)
-    split = None if searching else dataset.leave_one_out(max_history=evaluation.history)
-    if split is not None:
-        split.check()  # no target in its own history, nothing from after it
-    settings = TaskSettings(window=config.sft.window, history=evaluation.history, max_text_tokens=config.tasks.max_text_tokens)
-    tasks = make_tasks(_mix(config, searching), extended, dataset, split, settings)
-    pairs = None
-    if config.grounding or config.grounding_full:
-        chosen = config.pairs
-        pairs = grounding_pairs(dataset, sids, tuple(chosen.templates), chosen.wordings, chosen.holdout, config.seed)
-    plan = ArmPlan(config, tokens, extended, split, tasks, [], pairs, None, None)
-    sft = plan.config.sft
-    if config.tasks.num_train_epochs:
-        sft = replace(sft, steps=math.ceil(config.tasks.num_train_epochs * int(plan.examples().sum()) / sft.batch_size))
-        plan.config = replace(config, sft=sft)
+    extended = ExtendedModel.extend(model.to(pick_device(config.device)), tokenizer, tokens.sids)
+    split = _split_of(tokens, config)
+    settings = TaskSettings(window=config.sft.window, history=config.evaluation.history, max_text_tokens=config.tasks.max_text_tokens)
+    tasks = make_tasks(_mix(config, split is None), extended, tokens.dataset, split, settings)
+    plan = ArmPlan(config, tokens, extended, split, tasks, _pairs_of(tokens, config))
+    _settle_steps(plan)
+    mix, sft = config.tasks, plan.config.sft
     if sft.mode == "qlora":
         check_quantizable(extended)
-    plan.batches = example_batches(tasks, config.tasks.weights or None, sft.steps, sft.batch_size, config.seed, config.tasks.curriculum)
-    plan.asked = _asked(plan, evaluation.split, evaluation.users)
+    plan.batches = example_batches(tasks, mix.weights or None, sft.steps, sft.batch_size, config.seed, mix.curriculum)
+    plan.questions["evaluation"] = _asked(plan, config.evaluation.split, config.evaluation.users)
     if sft.eval_steps:
-        plan.validation = _asked(plan, "valid", evaluation.valid_users)
+        plan.questions["validation"] = _asked(plan, "valid", config.evaluation.valid_users)
     return plan
 
 # %% ../nbs/18_arm.ipynb #204846ba
@@ -142,41 +158,40 @@ def _initialize(run: _Progress) -> dict:
     return asdict(report)
 
 
-def _ground(run: _Progress, progress: bool) -> StageResult:
-    "Train the new rows on pairs; a result that an interrupted attempt has kept is taken up."
+def _ground(run: _Progress, pairs: GroundingPairs, config: GroundingConfig, progress: bool) -> StageResult:
+    "Train the new rows on pairs; a result that an interrupted attempt has kept is reused."
     plan, folder = run.plan, run.checkpoints("grounding")
     if folder is not None and (folder / "stage.json").exists():
         plan.extended.load_rows(folder / "grounding.safetensors")
         result = StageResult(**read_json(folder / "stage.json"))
     else:
-        result = ground(plan.extended, plan.pairs, plan.config.grounding, folder, vectors=plan.tokens.vectors, progress=progress)
+        result = ground(plan.extended, pairs, config, folder, vectors=plan.tokens.vectors, progress=progress)
         if folder is not None:
             write_json(folder / "stage.json", asdict(result))
     run.keep_result("grounding", result)
     return result
 
 
-def _grounding_quality(run: _Progress) -> pd.DataFrame | None:
+def _grounding_quality(plan: ArmPlan, pairs: GroundingPairs) -> pd.DataFrame | None:
     "Recall on pairs that grounding has not seen, by the first template that asks for a semantic ID."
-    plan = run.plan
-    there = set(plan.pairs.heldout.template[plan.pairs.heldout.direction == "text_to_sid"])
+    there = set(pairs.heldout.template[pairs.heldout.direction == "text_to_sid"])
     judged_by = next((name for name in plan.config.pairs.templates if name in there), None)
-    return None if judged_by is None else grounding_quality(plan.extended, plan.pairs, judged_by, trained=64, titles=False)
+    return None if judged_by is None else grounding_quality(plan.extended, pairs, judged_by, trained=64, titles=False)
 
 
 def _finetune(run: _Progress, progress: bool) -> StageResult:
     "Train on the task; the weights of the best evaluation stay where there were any."
     plan = run.plan
     beams = plan.config.evaluation.beams
-    measure = None if plan.validation is None else validation(plan.extended, plan.validation, beams, min(10, beams))
+    asked = plan.questions.get("validation")
+    measure = None if asked is None else validation(plan.extended, asked, beams, min(10, beams))
     result = finetune(plan.extended, plan.batches, plan.config.sft, run.checkpoints("sft"), measure, progress=progress)
     run.keep_result("sft", result)
     return result
 
 # %% ../nbs/18_arm.ipynb #e7f6c72c
-def _finish(result: ArmResult, run: _Progress) -> None:
+def _finish(result: ArmResult, plan: ArmPlan, out_dir: Path) -> None:
     "Write the result; the checkpoints have served their purpose."
-    plan, out_dir = run.plan, run.out_dir
     if plan.config.save_model:
         settings = {k: v for k, v in asdict(plan.config).items() if k != "evaluation"}
         arm = plan.config.init + (", grounded" if plan.config.grounding else "")
@@ -203,12 +218,14 @@ def train_arm(
     plan = plan_arm(tokens if isinstance(tokens, Tokens) else load_tokens(tokens), config)
     run = _Progress(plan, None if out_dir is None else Path(out_dir))
     start = _initialize(run)
-    grounded = _ground(run, progress) if plan.config.grounding else None
-    quality = _grounding_quality(run) if grounded else None
-    if plan.config.grounding_full:
-        run.keep_result("grounding_full", ground_full(plan.extended, plan.pairs, plan.config.grounding_full, progress=progress))
+    grounded, quality = None, None
+    if plan.pairs is not None and config.grounding is not None:
+        grounded = _ground(run, plan.pairs, config.grounding, progress)
+        quality = _grounding_quality(plan, plan.pairs)
+    if plan.pairs is not None and config.grounding_full is not None:
+        run.keep_result("grounding_full", ground_full(plan.extended, plan.pairs, config.grounding_full, progress=progress))
     tuned = _finetune(run, progress)
-    found = evaluate(plan.extended, plan.asked, plan.config.evaluation, plan.split, progress)
+    found = evaluate(plan.extended, plan.questions["evaluation"], config.evaluation, plan.split, progress)
     run.stages["evaluation"] = StageCost(found.seconds, found.tokens, None)
     result = ArmResult(
         plan.config,
@@ -224,7 +241,7 @@ def train_arm(
         _facts(plan),
     )
     if run.out_dir is not None:
-        _finish(result, run)
+        _finish(result, plan, run.out_dir)
     return result
 
 
@@ -232,4 +249,5 @@ def _facts(plan: ArmPlan) -> dict[str, Any]:
     "What the arm was made from."
     dataset, sids = plan.tokens.dataset, plan.tokens.sids
     hashes = dict(data=dataset.content_hash, sids=sids.content_hash, pretrained_rows=plan.extended.pretrained_hash())
-    return dict(data=dataset.name, kind=plan.asked.kind, split=plan.asked.which, collisions=sids.policy, hashes=hashes)
+    asked = plan.questions["evaluation"]
+    return dict(data=dataset.name, kind=asked.kind, split=asked.which, collisions=sids.policy, hashes=hashes)

@@ -99,9 +99,16 @@ def save(
 # %% ../nbs/17_result.ipynb #dc9f8f67
 def _config_from(record: dict) -> ArmConfig:
     "The settings as they were saved."
-    kinds = dict(pairs=PairsConfig, grounding=GroundingConfig, grounding_full=FullConfig, tasks=TasksConfig, sft=SFTConfig)
-    kinds["evaluation"] = EvaluationConfig
-    return ArmConfig(**{k: kinds[k](**v) if k in kinds and v is not None else v for k, v in record.items()})
+    kinds: dict[str, Any] = dict(
+        pairs=PairsConfig,
+        grounding=GroundingConfig,
+        grounding_full=FullConfig,
+        tasks=TasksConfig,
+        sft=SFTConfig,
+        evaluation=EvaluationConfig,
+    )
+    values: dict[str, Any] = {k: kinds[k](**v) if k in kinds and v is not None else v for k, v in record.items()}
+    return ArmConfig(**values)
 
 
 def read_format(

@@ -123,7 +123,7 @@ def _split_sections(values: dict[str, Any]) -> dict[str, dict]:
     return sections
 
 # %% ../nbs/16_settings.ipynb #a3b200ef
-def _take(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+def _take(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
     "Remove the fields of a settings class from `given`, and return them."
     return {f.name: given.pop(f.name) for f in fields(kind) if f.name in given}
 

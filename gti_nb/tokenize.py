@@ -29,8 +29,8 @@ from gti_nb.core import (
     read_json,
     write_json,
 )
-from .data.dataset import Catalogue, load_dataset
-from .data.queries import load_queries
+from .data.dataset import RecDataset, load_dataset
+from .data.queries import QueryDataset, load_queries
 from .sid.codes import SemanticIds
 from .sid.collisions import POLICIES
 from .sid.quantizers import QUANTIZERS, Fitted, common_settings, fit_quantizer, make_quantizer
@@ -39,10 +39,10 @@ from .text import encode_text, item_texts
 
 # %% ../nbs/15_tokenize.ipynb #849ae8da
 def load_catalogue(
-    data: str | Path | Catalogue,  # a data set, what `load_dataset` takes, or a folder that `load_queries` takes
-) -> Catalogue:
+    data: str | Path | RecDataset | QueryDataset,  # a data set, what `load_dataset` takes, or a folder that `load_queries` takes
+) -> RecDataset | QueryDataset:
     "A data set, of histories or of queries."
-    if isinstance(data, Catalogue):
+    if isinstance(data, (RecDataset, QueryDataset)):
         return data
     queries = Path(data).is_dir() and any(f.stem == "queries" for f in Path(data).iterdir())
     return load_queries(data) if queries else load_dataset(data)
@@ -88,7 +88,7 @@ def quantizer_for(
 @patch
 def describe(
     self: TokenizeConfig,
-    dataset: Catalogue,  # what the settings are applied to
+    dataset: RecDataset | QueryDataset,  # what the settings are applied to
 ) -> dict[str, Any]:  # plain values
     "What the semantic IDs depend on: the content of the data set and the settings that this quantizer uses."
     common = {name: getattr(self, name) for name in common_settings(self.quantizer)}
@@ -147,7 +147,7 @@ class Tokens:
     "A tokenized data set: its items, their vectors, and their semantic IDs."
 
     folder: Path  # where it was read from
-    dataset: Catalogue
+    dataset: RecDataset | QueryDataset
     vectors: torch.Tensor  # of the item texts, float32 [n_items, d]
     sids: SemanticIds
 
@@ -183,7 +183,9 @@ def _fit(config: TokenizeConfig, texts: list[str], quantizer: Any, checkpoints: 
     return vectors, fitted, sids, dict(encode=round(encoded - start, 2), quantize=round(quantized - encoded, 2))
 
 
-def _write(folder: Path, dataset: Catalogue, quantizer: Any, vectors: torch.Tensor, fitted: Fitted, sids: SemanticIds) -> None:
+def _write(
+    folder: Path, dataset: RecDataset | QueryDataset, quantizer: Any, vectors: torch.Tensor, fitted: Fitted, sids: SemanticIds
+) -> None:
     "Write everything but the report."
     dataset.save(folder / "dataset")
     fitted.sids.save(folder / "quantized")
@@ -193,7 +195,7 @@ def _write(folder: Path, dataset: Catalogue, quantizer: Any, vectors: torch.Tens
     (folder / "vectors.safetensors").write_bytes(safetensors.torch.save({"vectors": vectors}))
 
 
-def _report(folder: Path, dataset: Catalogue, vectors: torch.Tensor, fitted: Fitted, sids: SemanticIds) -> dict:
+def _report(folder: Path, dataset: RecDataset | QueryDataset, vectors: torch.Tensor, fitted: Fitted, sids: SemanticIds) -> dict[str, Any]:
     "What can be said about the semantic IDs, as plain values."
     categories = dataset.items.categories.tolist()
     return dict(
@@ -207,9 +209,9 @@ def _report(folder: Path, dataset: Catalogue, vectors: torch.Tensor, fitted: Fit
     )
 
 # %% ../nbs/15_tokenize.ipynb #a22ecb9e
-@delegates(TokenizeConfig)
+@delegates(TokenizeConfig)  # ty: ignore[invalid-argument-type]  (takes classes too)
 def tokenize(
-    data: str | Path | Catalogue = "movielens-100k",  # what `load_catalogue` takes
+    data: str | Path | RecDataset | QueryDataset = "movielens-100k",  # what `load_catalogue` takes
     out_dir: str | Path = "outputs/tokens",  # new or empty, or a folder that holds exactly these semantic IDs
     config: TokenizeConfig | None = None,  # all settings at once; None takes them one by one
     progress: bool = True,  # show bars, and say what was made or reused

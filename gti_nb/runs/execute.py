@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ def _occupant(folder: Path, key: str, values: dict) -> Run | None:
     there = read_run(folder)
     if there.status == "running":
         raise GTIError(
-            f"{folder}: process {there.record.get('pid')} on {there.record.get('host')} is working in this run folder; wait for it, or choose another out_dir"
+            f"{folder}: process {there.record.get('pid')} on {there.record.get('host')} is working in this run folder; "
+            "wait for it, or choose another out_dir"
         )
     if there.status != "finished":
         aside = _free(folder, f".{there.status}-", 1)
@@ -56,12 +57,13 @@ def _occupant(folder: Path, key: str, values: dict) -> Run | None:
         f"{k}: {there.parameters.get(k)!r} there, {v!r} here" for k, v in values.items() if k != "out_dir" and there.parameters.get(k) != v
     ]
     raise GTIError(
-        f"{folder}: holds a finished run with other settings ({'; '.join(changed) or 'another version or input'}); choose another out_dir, or ask for a fresh run beside it"
+        f"{folder}: holds a finished run with other settings ({'; '.join(changed) or 'another version or input'}); "
+        "choose another out_dir, or ask for a fresh run beside it"
     )
 
 # %% ../../nbs/19_runs/04_execute.ipynb #1d21255c
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _sigterm_interrupts() -> Generator[None]:
     "Treat SIGTERM like Ctrl-C while a run is on (main thread only)."
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -54,7 +54,8 @@ def pipeline_path(
     there = {p.stem: p for place in reversed(places) for p in place.glob("*.ipynb")}
     if not there:
         raise GTIError(
-            f"pipeline {pipeline}: no pipelines found in {' or '.join(map(str, places))}; install the package from its checkout (pip install -e .), or give the path of a notebook"
+            f"pipeline {pipeline}: no pipelines found in {' or '.join(map(str, places))}; "
+            "install the package from its checkout (pip install -e .), or give the path of a notebook"
         )
     return there[check_choice("pipeline", str(pipeline), sorted(there))]
 

@@ -54,7 +54,8 @@ def _checked(path: Path, raw: Any) -> Study:
     for name, value in raw.items():
         check_choice(f"{path}: field", name, _FIELDS)
         check_type(f"{path}: {name}", value, _FIELDS[name])
-    study = Study(**({"name": path.stem} | {"arms": {}} | raw))
+    values: dict[str, Any] = {"name": path.stem, "arms": {}} | raw
+    study = Study(**values)
     if not study.arms:
         raise GTIError(f"{path}: arms: none given; write at least one, such as mean: {{init: mean}}")
     study.arms = {str(arm): check_type(f"{path}: arm {arm}", parameters or {}, dict) for arm, parameters in study.arms.items()}
