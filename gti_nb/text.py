@@ -23,7 +23,7 @@ import torch
 from .assets import asset_path, cache_dir, quiet_download
 from .core import GTIError, check_choice, content_hash, file_hash, pick_device, pick_dtype, write_atomic
 from .core import progress as bar
-from .data.dataset import Catalogue, one_line
+from .data.catalogue import Catalogue, one_line
 
 # %% ../nbs/04_text.ipynb #d82f29a4
 TEMPLATES = {name: name.split("+") for name in ("title", "title+description", "title+categories", "title+description+categories")}

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from gti_nb.core import GTIError
+from gti_nb.data.columns import read_pair
 from gti_nb.data.dataset import RecDataset, load_dataset
-from gti_nb.data.sources import toy_tables
-from gti_nb.data.tables import read_pair
+from gti_nb.data.toy import toy_tables
 
 ITEMS, EVENTS = toy_tables()
 
@@ -116,10 +116,10 @@ def test_awkward_texts_stay_one_line():
 def test_row_order_of_the_file_decides_between_equal_times_and_nothing_else():
     shuffled = EVENTS.sample(frac=1, random_state=3)
     ours, theirs = load_dataset("toy"), load_dataset(items=ITEMS, interactions=shuffled)
-    by_user = dict(zip(theirs.user_ids, theirs.sequences))
-    assert all(np.array_equal(by_user[u], s) for u, s in zip(ours.user_ids, ours.sequences))
+    by_user = dict(zip(theirs.user_ids, theirs.sequences, strict=True))
+    assert all(np.array_equal(by_user[u], s) for u, s in zip(ours.user_ids, ours.sequences, strict=True))
     flat = load_dataset(items=ITEMS, interactions=shuffled.assign(timestamp=0))
-    for u, s in zip(flat.user_ids, flat.sequences):
+    for u, s in zip(flat.user_ids, flat.sequences, strict=True):
         assert flat.items.item_id[s].tolist() == shuffled.item_id[shuffled.user_id == u].tolist()
 
 
@@ -128,9 +128,9 @@ def test_nanoseconds_keep_their_order(tmp_path):
     write(events.iloc[::-1], tmp_path / "interactions.csv")
     write(ITEMS, tmp_path / "items.csv")
     data = load_dataset(tmp_path)
-    assert dict(zip(data.user_ids, map(tuple, data.sequences))) == dict(
-        zip(load_dataset("toy").user_ids, map(tuple, load_dataset("toy").sequences))
-    )
+    toy = load_dataset("toy")
+    theirs = dict(zip(toy.user_ids, map(tuple, toy.sequences), strict=True))
+    assert dict(zip(data.user_ids, map(tuple, data.sequences), strict=True)) == theirs
 
 
 def test_times_may_be_absent_when_said():
@@ -153,13 +153,14 @@ def slow_k_core(events: list[tuple], k: int) -> set[tuple]:
 @pytest.mark.parametrize("seed", range(3))
 def test_k_core_equals_its_definition(k, seed):
     rng = np.random.default_rng(seed)
-    pairs = sorted({(f"u{u}", f"i{i}") for u, i in zip(rng.zipf(1.5, 400) % 40, rng.zipf(1.4, 400) % 60)})
+    users, items = rng.zipf(1.5, 400) % 40, rng.zipf(1.4, 400) % 60
+    pairs = sorted({(f"u{u}", f"i{i}") for u, i in zip(users, items, strict=True)})
     events = pd.DataFrame(pairs, columns=["user_id", "item_id"]).assign(timestamp=range(len(pairs)))
     items = pd.DataFrame({"item_id": [f"i{i}" for i in range(60)], "title": "t"})
     wanted = slow_k_core(pairs, k)
     assert 0 < len(wanted) < len(pairs)
     data = load_dataset(items=items, interactions=events, k_core=k)
-    assert {(u, data.items.item_id[i]) for u, s in zip(data.user_ids, data.sequences) for i in s} == wanted
+    assert {(u, data.items.item_id[i]) for u, s in zip(data.user_ids, data.sequences, strict=True) for i in s} == wanted
     assert data.n_items == len({i for _, i in wanted}) and data.report["events"] == len(wanted)
 
 
@@ -255,7 +256,9 @@ def test_cleaning_equals_its_rules_one_row_at_a_time(seed, choices):
     assert len(users) > 1 and counts["unknown item"] and counts["duplicate"] and counts["tied"]
     data = load_dataset(items=items, interactions=events, **choices)
     assert data.items.item_id.tolist() == wanted
-    ours = {u: list(zip(data.items.item_id[s].tolist(), t.tolist())) for u, s, t in zip(data.user_ids, data.sequences, data.timestamps)}
+    ours = {}
+    for user, rows, times in zip(data.user_ids, data.sequences, data.timestamps, strict=True):
+        ours[user] = list(zip(data.items.item_id[rows].tolist(), times.tolist(), strict=True))
     assert ours == users and list(ours) == list(users)
     found = {(r.table, r.what): r.found for r in data.report_table().itertuples()}
     named = {
@@ -316,7 +319,7 @@ def test_choices_that_make_no_sense():
     for wrong, says in [
         (dict(k_core=2.5), "k_core: got 2.5"),
         (dict(k_core=True), "k_core: got True"),
-        (dict(max_events=2), "max_events: got 2, allowed: None or a whole number from 5"),
+        (dict(max_events=2), "max_events: got 2, allowed: a whole number from 5 up"),
         (dict(repeats="none"), "repeats: got 'none'"),
         (dict(ties="id"), "ties: got 'id'"),
         (dict(min_rating=float("nan")), "min_rating: got nan"),
@@ -360,7 +363,7 @@ def test_save_and_load(tmp_path):
     data.save(tmp_path / "a")
     again = RecDataset.load(tmp_path / "a")
     assert again.items.equals(data.items) and again.user_ids == data.user_ids and again.report == data.report and again.name == "toy"
-    assert all(np.array_equal(a, b) for a, b in zip(again.sequences + again.timestamps, data.sequences + data.timestamps))
+    assert all(np.array_equal(a, b) for a, b in zip(again.sequences + again.timestamps, data.sequences + data.timestamps, strict=True))
     without = RecDataset(data.items, data.sequences, data.user_ids)
     without.save(tmp_path / "b")
     assert RecDataset.load(tmp_path / "b").timestamps is None and without.content_hash != data.content_hash
@@ -428,13 +431,13 @@ def test_a_saved_data_set_that_was_changed_is_refused(tmp_path):
 
 def test_what_does_not_fit_together_is_no_data_set():
     toy = load_dataset("toy")
-    with pytest.raises(GTIError, match="allowed 0 to 39"):
+    with pytest.raises(GTIError, match="allowed: 0 to 39"):
         RecDataset(toy.items, [[0, 40]], ["u"])
     with pytest.raises(GTIError, match="1 user ids for 2 sequences"):
         RecDataset(toy.items, [[0], [1]], ["u"])
     with pytest.raises(GTIError, match="differ in length"):
         RecDataset(toy.items, [[0, 1]], ["u"], [[5]])
-    with pytest.raises(GTIError, match="user id 'u' is there more than once"):
+    with pytest.raises(GTIError, match="user id 'u' occurs more than once"):
         RecDataset(toy.items, [[0], [1]], ["u", "u"])
     with pytest.raises(GTIError, match="1 users have no event"):
         RecDataset(toy.items, [[0], []], ["u", "w"])

@@ -8,7 +8,8 @@ import pytest
 
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
-from gti_nb.data.queries import QueryDataset, load_queries, toy_queries
+from gti_nb.data.queries import QueryDataset, load_queries
+from gti_nb.data.toy import toy_queries
 
 ITEMS, QUERIES, QRELS = toy_queries()
 
@@ -151,9 +152,10 @@ def test_cleaning_equals_its_rules_one_row_at_a_time(seed):
     assert 2 < len(wanted) < queries.query_id.nunique() and len(ids) < items.item_id.nunique() + 1
     data = load_queries(items=items, queries=queries, qrels=qrels, valid_share=0.2, test_share=0.3)
     assert data.items.item_id.tolist() == ids
-    assert {
-        q: list(zip(data.items.item_id[r].tolist(), g.tolist())) for q, r, g in zip(data.queries.query_id, data.relevant, data.grades)
-    } == wanted and data.queries.query_id.tolist() == list(wanted)
+    ours = {}
+    for query, rows, grades in zip(data.queries.query_id, data.relevant, data.grades, strict=True):
+        ours[query] = list(zip(data.items.item_id[rows].tolist(), grades.tolist(), strict=True))
+    assert ours == wanted and data.queries.query_id.tolist() == list(wanted)
     table = data.report_table()
     last = table.groupby("table").left.last().to_dict()
     assert last == {"items": data.n_items, "queries": data.n_queries, "judgements": sum(map(len, data.relevant))}
@@ -164,7 +166,10 @@ def test_cleaning_equals_its_rules_one_row_at_a_time(seed):
 
 def test_parts_do_not_depend_on_the_order_of_the_rows_nor_much_on_other_queries():
     ours, theirs = load_queries("toy"), load_queries(items=ITEMS, queries=QUERIES[::-1], qrels=QRELS)
-    part = lambda d: dict(zip(d.queries.query_id, d.queries.split))
+
+    def part(data):
+        return dict(zip(data.queries.query_id, data.queries.split, strict=True))
+
     assert part(ours) == part(theirs) and sorted(map(len, map(ours.rows, ("train", "valid", "test")))) == [10, 10, 84]
     fewer = part(load_queries(items=ITEMS, queries=QUERIES[:100], qrels=QRELS))
     assert sum(fewer[q] != part(ours)[q] for q in fewer) <= 4
@@ -185,7 +190,7 @@ def test_the_same_words_in_two_parts_are_a_leak(part, earlier):
 def test_pairs_are_the_judgements():
     data = load_queries("toy")
     pairs = pd.concat([data.pairs(p) for p in ("train", "valid", "test")])
-    ours = set(zip(data.queries.query_id[pairs["query"]], data.items.item_id[pairs["item"]], pairs.relevance))
+    ours = set(zip(data.queries.query_id[pairs["query"]], data.items.item_id[pairs["item"]], pairs.relevance, strict=True))
     assert ours == set(QRELS.itertuples(index=False, name=None)) and len(pairs) == len(QRELS)
     assert (pairs.text.to_numpy() == data.queries["query"].to_numpy()[pairs["query"]]).all()
 
@@ -201,7 +206,7 @@ def test_pairs_are_the_judgements():
         (dict(queries=QUERIES[:0]), "queries: no rows"),
         (dict(queries=QUERIES.assign(query_id=None)), "queries, column 'query_id': row 1 has no id"),
         (dict(qrels=QRELS.assign(item_id="x")), "no query is left after cleaning"),
-        (dict(test_share=0), "valid_share, test_share: got 0.1 and 0"),
+        (dict(test_share=0), "test_share: got 0, allowed: a number above 0"),
         (dict(columns={"qid": "a"}), "columns: name: got 'qid'"),
         (dict(queries=None), "queries is missing, pass both tables"),
         (dict(queries=QUERIES.assign(item_ids="[1, __import__('os')]"), qrels=None), "column 'item_ids': row 1 is "),
@@ -241,7 +246,7 @@ def test_save_and_load(tmp_path):
         and again.queries.equals(data.queries)
         and (again.report, again.policies, again.name) == (data.report, data.policies, data.name)
     )
-    assert all(np.array_equal(a, b) for a, b in zip(again.relevant + again.grades, data.relevant + data.grades))
+    assert all(np.array_equal(a, b) for a, b in zip(again.relevant + again.grades, data.relevant + data.grades, strict=True))
     before = (tmp_path / "a" / "qrels.parquet").stat().st_mtime_ns
     data.save(tmp_path / "a")
     assert (tmp_path / "a" / "qrels.parquet").stat().st_mtime_ns == before
@@ -290,7 +295,7 @@ def test_what_does_not_fit_together_is_no_query_data_set(relevant, grades, says)
 
 def test_a_data_set_by_hand_needs_ids_of_its_own_and_known_parts():
     queries = QUERIES[:2].assign(split="train")
-    with pytest.raises(GTIError, match="query id 'q000' is there more than once"):
+    with pytest.raises(GTIError, match="query id 'q000' occurs more than once"):
         QueryDataset(ITEMS, queries.assign(query_id="q000"), [[0], [1]], [[1], [1]])
     with pytest.raises(GTIError, match="split: got 'holdout'"):
         QueryDataset(ITEMS, queries.assign(split="holdout"), [[0], [1]], [[1], [1]])

@@ -11,7 +11,8 @@ import pytest
 from gti_nb.assets import asset_path
 from gti_nb.core import GTIError
 from gti_nb.data.amazon import amazon_2023_tables, plain_text
-from gti_nb.data.sources import LAYOUTS, natural_title, read_source
+from gti_nb.data.movielens import natural_title
+from gti_nb.data.sources import LAYOUTS, read_source
 
 
 def lay(folder, files: dict):
@@ -37,8 +38,15 @@ LATEST = {
     "README.txt": "…",
     "links.csv": "movieId,imdbId,tmdbId\n1,0114709,862\n",
     "tags.csv": "userId,movieId,tag,timestamp\n2,60756,funny,1445714994\n",
-    "movies.csv": 'movieId,title,genres\n1,Toy Story (1995),Adventure|Animation|Children|Comedy|Fantasy\n11,"American President, The (1995)",Comedy|Drama|Romance\n'
-    '29,"City of Lost Children, The (Cité des enfants perdus, La) (1995)",Adventure|Fantasy\n73,"Misérables, Les (1995)",Drama|War\n7502,"Band of Brothers (2001–2003)",(no genres listed)\n40697,Babylon 5,Sci-Fi\n',
+    "movies.csv": (
+        "movieId,title,genres\n"
+        "1,Toy Story (1995),Adventure|Animation|Children|Comedy|Fantasy\n"
+        '11,"American President, The (1995)",Comedy|Drama|Romance\n'
+        '29,"City of Lost Children, The (Cité des enfants perdus, La) (1995)",Adventure|Fantasy\n'
+        '73,"Misérables, Les (1995)",Drama|War\n'
+        '7502,"Band of Brothers (2001–2003)",(no genres listed)\n'
+        "40697,Babylon 5,Sci-Fi\n"
+    ),
     "ratings.csv": "userId,movieId,rating,timestamp\n2,29,4.0,964982703\n1,1,4.0,964981247\n1,11,0.5,964982224\n1,99999,3.0,964982225\n",
 }
 
@@ -64,16 +72,17 @@ def test_movielens_latest_small(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
 def test_movielens_1m_and_10m(tmp_path, encoding):
-    folder = lay(
-        tmp_path / "ml-1m",
-        {
-            "users.dat": "1::F::1::10::48067\n",
-            "ratings.dat": "1::1193::5::978300760\n1::73::3::978302109\n",
-            "movies.dat": '73::Misérables, Les (1995)::Drama|Musical\n1193::One Flew Over the Cuckoo\'s Nest (1975)::Drama\n1194::"Crocodile" Dundee, A (1986)::Comedy\n'.encode(
-                encoding
-            ),
-        },
+    movies = (
+        "73::Misérables, Les (1995)::Drama|Musical\n"
+        "1193::One Flew Over the Cuckoo's Nest (1975)::Drama\n"
+        '1194::"Crocodile" Dundee, A (1986)::Comedy\n'
     )
+    files = {
+        "users.dat": "1::F::1::10::48067\n",
+        "ratings.dat": "1::1193::5::978300760\n1::73::3::978302109\n",
+        "movies.dat": movies.encode(encoding),
+    }
+    folder = lay(tmp_path / "ml-1m", files)
     items, events, name = read_source(folder)
     assert rows(items, "item_id", "title", "description", "categories") == [
         ["73", "Les Misérables", "Film from 1995", "Drama, Musical"],
@@ -322,8 +331,14 @@ def test_recbole(tmp_path):
     lay(
         tmp_path / "amazon",
         {
-            "amazon.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\nA1\tB2\t5.0\t1376006400.0\nA1\tB1\t4\t1376006401\n",
-            "amazon.item": "item_id:token\ttitle:token\tsales_rank:float\tcategories:token_seq\tbrand:token\tprice:float\nB1\t\"Fifth\" Piano's\t\t'Musical Instruments', 'Keys'\tYamaha\t9.5\nB2\tLion King, The\t3.0\tMusic\t\t\n",
+            "amazon.inter": (
+                "user_id:token\titem_id:token\trating:float\ttimestamp:float\nA1\tB2\t5.0\t1376006400.0\nA1\tB1\t4\t1376006401\n"
+            ),
+            "amazon.item": (
+                "item_id:token\ttitle:token\tsales_rank:float\tcategories:token_seq\tbrand:token\tprice:float\n"
+                "B1\t\"Fifth\" Piano's\t\t'Musical Instruments', 'Keys'\tYamaha\t9.5\n"
+                "B2\tLion King, The\t3.0\tMusic\t\t\n"
+            ),
         },
     )
     items, events, name = read_source(tmp_path / "amazon")
@@ -367,12 +382,21 @@ def test_spoilt_recbole(tmp_path):
 
 OUTFITS = (
     "id;name;description;group;owner;timeCreated;retailPrice;pricePerWeek;pricePerMonth;outfit_tags;tag_categories\n"
-    "outfit.aa;Out of stock - Blue dress;;group.1;partner.x;2019-01-01 10:00:00;900;120;;['Ganni', 'Dresses', 'S', 'Summer'];['Brand', 'Category', 'Size', 'Seasons']\n"
-    "outfit.ab;For sale - Sold - Blue dress;\"Silk; with\n\"\"pockets\"\"\";group.1;partner.x;2019-01-01 10:00:00;900;;;['Ganni', 'Dresses', 'M'];['Brand', 'Category', 'Size']\n"
-    "outfit.ba;Sold-out tour T-shirt;Cotton;group.2;partner.x;2019-01-01 10:00:00;;;;\"['Mo\"\"lli', 'Tops', 'Knitwear', 'Tops']\";['Brand', 'Category', 'Category', 'Category']\n"
+    "outfit.aa;Out of stock - Blue dress;;group.1;partner.x;2019-01-01 10:00:00;900;120;;"
+    "['Ganni', 'Dresses', 'S', 'Summer'];['Brand', 'Category', 'Size', 'Seasons']\n"
+    'outfit.ab;For sale - Sold - Blue dress;"Silk; with\n""pockets""";group.1;partner.x;2019-01-01 10:00:00;900;;;'
+    "['Ganni', 'Dresses', 'M'];['Brand', 'Category', 'Size']\n"
+    "outfit.ba;Sold-out tour T-shirt;Cotton;group.2;partner.x;2019-01-01 10:00:00;;;;"
+    "\"['Mo\"\"lli', 'Tops', 'Knitwear', 'Tops']\";['Brand', 'Category', 'Category', 'Category']\n"
     "outfit.ca;Not available - Hat;;;partner.x;2019-01-01 10:00:00;;;;[];\n"
 )
-RENTALS = "customer.id;outfit.id;rentalPeriod.start;rentalPeriod.end\ncustomer.1;outfit.ba;2021-05-03;2021-05-10\ncustomer.1;outfit.ab;2020-01-01;2020-01-08\ncustomer.2;outfit.zz;2020-01-01;2020-01-08\ncustomer.2;outfit.ca;2020-01-02;2020-01-09\n"
+RENTALS = (
+    "customer.id;outfit.id;rentalPeriod.start;rentalPeriod.end\n"
+    "customer.1;outfit.ba;2021-05-03;2021-05-10\n"
+    "customer.1;outfit.ab;2020-01-01;2020-01-08\n"
+    "customer.2;outfit.zz;2020-01-01;2020-01-08\n"
+    "customer.2;outfit.ca;2020-01-02;2020-01-09\n"
+)
 VIBRENT = {
     "outfits.csv": OUTFITS,
     "user_activity_triplets.csv": RENTALS,
@@ -536,7 +560,7 @@ def test_amazon_2023_is_streamed_by_datasets_once(mirror, monkeypatch):
         ("csv", True, f"{mirror}/benchmark/5core/rating_only/Gift_Cards.csv"),
         ("text", True, f"{mirror}/raw/meta_categories/meta_Gift_Cards.jsonl"),
     ]
-    assert all(a.equals(b) for a, b in zip(first, again))
+    assert all(a.equals(b) for a, b in zip(first, again, strict=True))
     with open(mirror / "benchmark/5core/rating_only/Gift_Cards.csv", "a") as f:
         f.write("AE3,B2,3.0,9\n")
     assert len(amazon_2023_tables("Gift_Cards", root=mirror)[1]) == 4 and len(calls) == 4  # another file, so another entry of the cache
@@ -657,16 +681,12 @@ def test_every_layout_is_recognised_beside_foreign_files_and_no_two_at_once(tmp_
         lay(tmp_path / name, files | {".DS_Store": b"x", "notes.json": "{}", "sub/items.csv": "x"})
         assert len(read_source(tmp_path / name)[1])
     lay(tmp_path / "a", folders["h"])
-    with pytest.raises(
-        GTIError,
-        match=r"2 data sets in it: tables \(items.csv \+ interactions.csv\); MovieLens latest, 25M \(movies.csv \+ ratings.csv\); leave the files of one",
-    ):
+    both = r"tables \(items.csv \+ interactions.csv\); MovieLens latest, 25M \(movies.csv \+ ratings.csv\)"
+    with pytest.raises(GTIError, match=f"2 data sets in it: {both}; leave the files of one"):
         read_source(tmp_path / "a")
     lay(tmp_path / "e", {"reviews_B.json.gz": REVIEWS})
-    with pytest.raises(
-        GTIError,
-        match=r"2 data sets in it: Amazon 2014 \(meta_B.json.gz \+ reviews_B.json.gz\); Amazon 2014 \(meta_B.json.gz \+ reviews_B_5.json.gz\)",
-    ):
+    both = r"Amazon 2014 \(meta_B.json.gz \+ reviews_B.json.gz\); Amazon 2014 \(meta_B.json.gz \+ reviews_B_5.json.gz\)"
+    with pytest.raises(GTIError, match=f"2 data sets in it: {both}"):
         read_source(tmp_path / "e")
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from gti_nb.core import GTIError
-from gti_nb.data.tables import read_pair, read_table
+from gti_nb.data.columns import read_pair
+from gti_nb.data.tables import read_table
 
 ITEMS = pd.DataFrame(
     {
