@@ -9,7 +9,7 @@ __all__ = ['ITEM_COLUMNS', 'INTERACTION_COLUMNS', 'OPTIONAL_COLUMNS', 'ColumnNam
 
 # %% ../../nbs/03_data/01_columns.ipynb #0b6ed2f8
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from .tables import read_table, row_and_line
 # %% ../../nbs/03_data/01_columns.ipynb #0a54f670
 ITEM_COLUMNS = ["item_id", "title", "description", "categories"]
 INTERACTION_COLUMNS = ["user_id", "item_id", "timestamp", "rating"]
-OPTIONAL_COLUMNS = {"description", "categories", "brand", "rating"}  # may be absent without a word
+OPTIONAL_COLUMNS = {"description", "categories", "brand", "rating"}  # may be absent
 
 ColumnNames = Mapping[str, str | Sequence[str] | None]  # the package's column name -> the table's
 
@@ -226,11 +226,11 @@ def read_items(
 
 def check_column_names(
     columns: ColumnNames,  # as the user gave them
-    allowed: set[str],  # the package's column names that may be mapped
+    others: Iterable[str],  # the package's column names that may be mapped, besides those of the items
 ) -> None:
     "Refuse a mapping from a name that the package does not know."
     for name in columns:
-        check_choice("columns: name", name, sorted(allowed))
+        check_choice("columns: name", name, sorted({*ITEM_READERS, *others}))
 
 # %% ../../nbs/03_data/01_columns.ipynb #2d61b9c7
 def read_pair(
@@ -241,6 +241,6 @@ def read_pair(
     names: tuple[str | Path, str | Path] = ("items", "interactions"),  # what errors call tables that are not files; a Path: their file
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # items as of `read_items`; interactions [user_id, item_id, and timestamp and rating if any]
     "Two tables under the package's column names: ids and texts as text, times and ratings as numbers, rows in file order."
-    check_column_names(columns or {}, {*ITEM_READERS, *INTERACTION_READERS})
+    check_column_names(columns or {}, INTERACTION_READERS)
     cleaned_items = read_items(items, names[0], columns, delimiter)
     return cleaned_items, read_columns(interactions, names[1], INTERACTION_READERS, columns=columns, delimiter=delimiter)

@@ -16,18 +16,7 @@ import pandas as pd
 
 from ..core import GTIError, check_choice, check_range
 from .cleaning import clean_items, drop_rows
-from gti_nb.data.columns import (
-    ITEM_READERS,
-    BadCell,
-    CellReader,
-    ColumnNames,
-    TableSource,
-    check_column_names,
-    id_column,
-    read_columns,
-    read_items,
-    text_column,
-)
+from .columns import BadCell, ColumnNames, TableSource, check_column_names, id_column, read_columns, read_items, text_column
 
 # %% ../../nbs/03_data/13_query_tables.ipynb #9e6f0abb
 PARTS = ("train", "valid", "test")
@@ -76,13 +65,13 @@ def _id_list_column(column: pd.Series) -> np.ndarray:
     return out
 
 # %% ../../nbs/03_data/13_query_tables.ipynb #1421a61e
-_QUERY_READERS: dict[str, CellReader] = {
+_QUERY_READERS = {
     "query_id": id_column,
     "query": text_column,
     "split": _part_column,
     "item_ids": _id_list_column,
 }
-_QREL_READERS: dict[str, CellReader] = {"query_id": id_column, "item_id": id_column, "relevance": _relevance_column}
+_QREL_READERS = {"query_id": id_column, "item_id": id_column, "relevance": _relevance_column}
 _OPTIONAL = {"split", "item_ids", "relevance"}
 
 
@@ -109,7 +98,7 @@ def read_query_tables(
     delimiter: str | None = None,  # of delimited files; None goes by the suffix
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # items, queries, judgements [query_id, item_id, relevance]
     "The three tables under the package's column names."
-    check_column_names(columns or {}, {*ITEM_READERS, *_QUERY_READERS, *_QREL_READERS})
+    check_column_names(columns or {}, {*_QUERY_READERS, *_QREL_READERS})
     item_table = read_items(items, "items", columns, delimiter)
     wanted = {name: reader for name, reader in _QUERY_READERS.items() if name != "item_ids" or qrels is None}
     query_table = read_columns(queries, "queries", wanted, _OPTIONAL, columns, delimiter)
