@@ -1,4 +1,4 @@
-"data: files as users have them, the cleaning rules on awkward tables, and the way to the disk and back."
+"dataset: files as users have them, the cleaning rules on awkward tables, and saving and loading."
 
 import json
 
@@ -52,7 +52,7 @@ def test_ids_that_only_look_like_numbers_are_left_alone():
 
 
 @pytest.mark.parametrize(
-    "spoil, says",
+    "spoil, message",
     [
         (lambda t: t.replace(",", ";"), "the delimiter seems to be ';', pass delimiter=';'"),
         (lambda t: "", "interactions.csv: empty file"),
@@ -66,7 +66,7 @@ def test_ids_that_only_look_like_numbers_are_left_alone():
         (lambda t: t.encode() + b"\xff\xfe", "not UTF-8 text"),
     ],
 )
-def test_spoilt_csv_is_refused_by_name(tmp_path, spoil, says):
+def test_spoilt_csv_is_refused_by_name(tmp_path, spoil, message):
     write(ITEMS, tmp_path / "items.csv")
     good = write(EVENTS, tmp_path / "interactions.csv").read_text()
     bad = spoil(good)
@@ -74,11 +74,11 @@ def test_spoilt_csv_is_refused_by_name(tmp_path, spoil, says):
     (tmp_path / "interactions.csv").write_bytes(bad if isinstance(bad, bytes) else bad.encode())
     with pytest.raises(GTIError) as e:
         load_dataset(tmp_path)
-    assert says in str(e.value) and "interactions.csv" in str(e.value)
+    assert message in str(e.value) and "interactions.csv" in str(e.value)
 
 
 def test_every_row_with_one_cell_too_many_is_refused(tmp_path):
-    "pandas would quietly take the first column for row names, or drop the last."
+    "pandas would silently use the first column as row names, or drop the last one."
     write(ITEMS, tmp_path / "items.csv")
     lines = write(EVENTS, tmp_path / "interactions.csv").read_text().splitlines()
     (tmp_path / "interactions.csv").write_text("\n".join([lines[0]] + [f"0,{line}" for line in lines[1:]]))
@@ -165,7 +165,7 @@ def test_k_core_equals_its_definition(k, seed):
 
 
 def slow_cleaning(items: list[dict], events: list[dict], k_core=5, min_rating=None, repeats="first", max_events=None):
-    "The rules as they are written down, one row at a time: kept items, {user: [(item, time), ...]} in order, users in order, counts."
+    "The rules as stated, one row at a time: kept items, {user: [(item, time), ...]} in order, users in order, counts."
     counts = dict.fromkeys(
         ["id seen before", "no text", "unknown item", "rating", "duplicate", "tied", "repeat", "older", "short", "core"], 0
     )
@@ -217,7 +217,7 @@ def slow_cleaning(items: list[dict], events: list[dict], k_core=5, min_rating=No
 
 
 def awkward_tables(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Small tables with some of everything that can be wrong."
+    "Small tables with one of each problem."
     rng = np.random.default_rng(seed)
     items = pd.DataFrame(
         {
@@ -316,7 +316,7 @@ def test_hashed_ties_do_not_favour_low_ids():
 
 
 def test_choices_that_make_no_sense():
-    for wrong, says in [
+    for wrong, message in [
         (dict(k_core=2.5), "k_core: got 2.5"),
         (dict(k_core=True), "k_core: got True"),
         (dict(max_events=2), "max_events: got 2, allowed: a whole number from 5 up"),
@@ -324,7 +324,7 @@ def test_choices_that_make_no_sense():
         (dict(ties="id"), "ties: got 'id'"),
         (dict(min_rating=float("nan")), "min_rating: got nan"),
     ]:
-        with pytest.raises(GTIError, match=says):
+        with pytest.raises(GTIError, match=message):
             load_dataset("toy", **wrong)
     with pytest.raises(GTIError, match="no column 'rating'"):
         load_dataset("toy", min_rating=3)

@@ -1,4 +1,4 @@
-"queries: the tables as people have them, the rules against a slow reference, parts without leaks, and the way to the disk and back."
+"queries: tables as users have them, the rules against a slow reference, parts without leaks, and saving and loading."
 
 import json
 
@@ -110,7 +110,7 @@ def test_columns_by_other_names_and_float_ids():
 
 
 def slow_cleaning(items: list[dict], queries: list[dict], qrels: list[dict]) -> tuple[list, dict]:
-    "The rules as they are written down: kept item ids, and query id -> [(item, grade), ...], best first, then in the order of the items."
+    "The rules as stated: kept item ids, and query id -> [(item, grade), ...], best first, then in the order of the items."
     catalogue = []
     for row in items:
         if row["item_id"] not in [c["item_id"] for c in catalogue]:
@@ -196,7 +196,7 @@ def test_pairs_are_the_judgements():
 
 
 @pytest.mark.parametrize(
-    "change, says",
+    "change, message",
     [
         (dict(queries=QUERIES.drop(columns="query")), "queries: no column 'query', it has: 'query_id'"),
         (dict(qrels=QRELS.drop(columns="item_id")), "qrels: no column 'item_id'"),
@@ -212,10 +212,10 @@ def test_pairs_are_the_judgements():
         (dict(queries=QUERIES.assign(item_ids="[1, __import__('os')]"), qrels=None), "column 'item_ids': row 1 is "),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name(change, says):
+def test_what_cannot_be_used_is_refused_by_name(change, message):
     with pytest.raises(GTIError) as e:
         load_queries(**(dict(items=ITEMS, queries=QUERIES, qrels=QRELS) | change))
-    assert says in str(e.value)
+    assert message in str(e.value)
 
 
 def test_places_that_hold_no_queries(tmp_path):
@@ -277,7 +277,7 @@ def test_a_catalogue_is_a_catalogue():
 
 
 @pytest.mark.parametrize(
-    "relevant, grades, says",
+    "relevant, grades, message",
     [
         ([[0], [40]], [[1], [1]], "has items \\[40\\]"),
         ([[0], []], [[1], []], "at least one item"),
@@ -287,9 +287,9 @@ def test_a_catalogue_is_a_catalogue():
         ([[0]], [[1]], "2 queries, 1 lists of items"),
     ],
 )
-def test_what_does_not_fit_together_is_no_query_data_set(relevant, grades, says):
+def test_what_does_not_fit_together_is_no_query_data_set(relevant, grades, message):
     queries = QUERIES[:2].assign(split="train")
-    with pytest.raises(GTIError, match=says):
+    with pytest.raises(GTIError, match=message):
         QueryDataset(ITEMS, queries, relevant, grades)
 
 

@@ -1,4 +1,4 @@
-"splits: both kinds against their definitions, and every leak check on a split that was spoilt for it."
+"splits: both kinds against their definitions, and every leak check on a split with one error."
 
 import copy
 
@@ -127,7 +127,7 @@ def spoil_length(s):
 
 
 @pytest.mark.parametrize(
-    "spoil, says",
+    "spoil, message",
     [
         (spoil_history, r"target in history \(test\): 1 of 30, first user 'u04'"),
         (spoil_validation, r"target in history \(validation\): 1 of 30, first user 'u04'"),
@@ -138,11 +138,11 @@ def spoil_length(s):
         (spoil_length, "1 users have a different number of times than of items, first user index 4"),
     ],
 )
-def test_every_check_can_fail(spoil, says):
+def test_every_check_can_fail(spoil, message):
     split = copy.deepcopy(load_dataset("toy").leave_one_out())
     split.check()
     spoil(split)
-    with pytest.raises(GTIError, match=says):
+    with pytest.raises(GTIError, match=message):
         split.check()
 
 
@@ -195,7 +195,7 @@ def test_repeats_are_leaks_unless_they_are_meant():
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, message",
     [
         (dict(valid_from=5), "test_from is missing"),
         (dict(valid_from=9, test_from=9), "the second must be later"),
@@ -205,8 +205,8 @@ def test_repeats_are_leaks_unless_they_are_meant():
         (dict(max_history=0), "max_history: got 0"),
     ],
 )
-def test_times_that_do_not_split(arguments, says):
-    with pytest.raises(GTIError, match=says):
+def test_times_that_do_not_split(arguments, message):
+    with pytest.raises(GTIError, match=message):
         random_dataset(0).global_time(**arguments)
 
 

@@ -1,4 +1,4 @@
-"tables: what a cell becomes, and that what cannot be read is named by file, column and line."
+"tables and columns: what a cell becomes, and errors that name the file, the column and the line."
 
 import json
 import os
@@ -88,7 +88,7 @@ CSV = 'user_id,film,timestamp,note,rating\nu,1,10,"quoted\r\nline, breaks\n",4\n
 
 
 @pytest.mark.parametrize(
-    "bad, says",
+    "bad, message",
     [
         ("u,,12,,1", r"column 'film': row 3 \(line 7\) has no id"),
         (" ,3,12,,1", r"column 'user_id': row 3 \(line 7\) has no id"),
@@ -100,12 +100,12 @@ CSV = 'user_id,film,timestamp,note,rating\nu,1,10,"quoted\r\nline, breaks\n",4\n
         ('u,3,12,"open,1', "a quote that opens in line 7 is not closed"),
     ],
 )
-def test_the_line_is_that_of_an_editor(tmp_path, bad, says):
+def test_the_line_is_that_of_an_editor(tmp_path, bad, message):
     columns = {"item_id": ["item_id", "film"]}
     (tmp_path / "e.csv").write_bytes(CSV.encode())
     assert len(read_pair(ITEMS, tmp_path / "e.csv", columns)[1]) == 2
     (tmp_path / "e.csv").write_bytes((CSV + bad + "\n").encode())
-    with pytest.raises(GTIError, match=r"e\.csv.*" + says):
+    with pytest.raises(GTIError, match=r"e\.csv.*" + message):
         read_pair(ITEMS, tmp_path / "e.csv", columns)
 
 
