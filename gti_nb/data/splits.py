@@ -197,9 +197,9 @@ def global_time(
     return _split_at(dataset, times, cuts, max_history)
 
 # %% ../../nbs/03_data/10_splits.ipynb #56ac944a
-def _items_at(sequences: list[np.ndarray], at: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    "The item at a position of every user's sequence; -1 for users that are not asked."
-    picked = [s[k] if yes else -1 for s, k, yes in zip(sequences, at, asked, strict=True)]
+def _items_at(sequences: list[np.ndarray], at: np.ndarray, evaluated: np.ndarray) -> np.ndarray:
+    "The item at a position of every user's sequence; -1 for users without an item to predict."
+    picked = [s[k] if yes else -1 for s, k, yes in zip(sequences, at, evaluated, strict=True)]
     return np.array(picked, dtype=np.int64)
 
 
@@ -217,17 +217,17 @@ def _split_at(dataset: Sequences, times: list[np.ndarray], cuts: tuple[float, fl
     sequences = dataset.sequences
     size = np.array([len(s) for s in sequences])  # [n_users]
     a, b = np.array([np.searchsorted(t, cuts) for t in times]).T  # [n_users] the first event from each cut on
-    asked_valid = (0 < a) & (a < b)  # [n_users] has a history and an event in the period
-    asked_test = (0 < b) & (b < size)
-    used = b + asked_test  # [n_users] how many events the split uses
-    _check_periods(dataset, cuts, int(a.sum()), int(asked_valid.sum()), int(asked_test.sum()))
+    in_valid = (0 < a) & (a < b)  # [n_users] has a history and an event in the period
+    in_test = (0 < b) & (b < size)
+    used = b + in_test  # [n_users] how many events the split uses
+    _check_periods(dataset, cuts, int(a.sum()), int(in_valid.sum()), int(in_test.sum()))
     split = Split(
         train=[s[:k] for s, k in zip(sequences, a, strict=True)],
-        valid=_items_at(sequences, a, asked_valid),
-        test=_items_at(sequences, b, asked_test),
+        valid=_items_at(sequences, a, in_valid),
+        test=_items_at(sequences, b, in_test),
         n_items=dataset.n_items,
         max_history=max_history,
-        between=[s[k:end] for s, k, end in zip(sequences, a + asked_valid, b, strict=True)],
+        between=[s[k:end] for s, k, end in zip(sequences, a + in_valid, b, strict=True)],
         times=[t[:k] for t, k in zip(times, used, strict=True)],
         user_ids=dataset.user_ids,
         cuts=cuts,
