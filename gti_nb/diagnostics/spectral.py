@@ -13,19 +13,18 @@ from ..core import GTIError
 
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #28c09752
 def check_rows(
-    rows: np.ndarray,  # one token embedding a row [n, d]
+    rows: np.ndarray,  # token embeddings, one per row [n, d]
     name: str = "rows",  # what the array is called in the message
-) -> np.ndarray:  # the same values, float64
-    "The rows as float64, or a GTIError when they are no matrix, empty, or hold NaN or Inf."
+) -> np.ndarray:  # the same values, float64 [n, d]
+    "The rows as float64; a `GTIError` when they are not a matrix, are empty, or hold NaN or Inf."
     x = np.asarray(rows)
     if x.ndim != 2 or 0 in x.shape:
         raise GTIError(f"{name}: got shape {tuple(x.shape)}, expected [n, d] with n and d at least 1")
     x = x.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
-        raise GTIError(
-            f"{name}: {len(bad)} of {len(x)} rows hold NaN or Inf, the first is row {bad[0]}; load the rows of an earlier checkpoint"
-        )
+        found = f"{len(bad)} of {len(x)} rows hold NaN or Inf, the first is row {bad[0]}"
+        raise GTIError(f"{name}: {found}; load the rows of an earlier checkpoint")
     return x
 
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #7ced807b
@@ -45,7 +44,7 @@ def singular_spectrum(
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #7cedeb8d
 def entropy_rank(
     spectrum: np.ndarray,  # singular values, in any order
-) -> float:  # between 1 and their number; NaN when all are zero
+) -> float:  # between 1 and the number of singular values; NaN when all are zero
     "Exponential of the entropy of the normalized singular values (Roy & Vetterli 2007)."
     s = np.asarray(spectrum, dtype=np.float64)
     if not s.any():
@@ -62,6 +61,16 @@ def effective_rank(
     return entropy_rank(singular_spectrum(rows, centre))
 
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #7ce79b18
+def _stable(s: np.ndarray) -> float:
+    "Stable rank of a singular spectrum."
+    return float((s**2).sum() / s.max() ** 2) if s.any() else float("nan")
+
+
+def _participation(s: np.ndarray) -> float:
+    "Participation ratio of a singular spectrum."
+    return float((s**2).sum() ** 2 / (s**4).sum()) if s.any() else float("nan")
+
+
 def stable_rank(
     rows: np.ndarray,  # token embeddings [n, d]
     centre: bool = False,  # subtract the mean row first
@@ -72,18 +81,10 @@ def stable_rank(
 
 def participation_ratio(
     rows: np.ndarray,  # token embeddings [n, d]
-    centre: bool = True,  # subtract the mean row first, which makes the squares the covariance's eigenvalues
+    centre: bool = True,  # subtract the mean row first, which makes the squared singular values the covariance's eigenvalues
 ) -> float:  # between 1 and min(n, d); NaN when every (centred) row is zero
-    "Squared sum over sum of squares of the covariance eigenvalues."
+    "Squared sum of the covariance's eigenvalues over the sum of their squares."
     return _participation(singular_spectrum(rows, centre))
-
-
-def _stable(s):
-    return float((s**2).sum() / s.max() ** 2) if s.any() else float("nan")
-
-
-def _participation(s):
-    return float((s**2).sum() ** 2 / (s**4).sum()) if s.any() else float("nan")
 
 # %% ../../nbs/02_diagnostics/00_spectral.ipynb #6a89caff
 def spectral_summary(

@@ -63,9 +63,9 @@ def test_cosines_against_scikit_learn(rng):
 
 @pytest.mark.parametrize("block", [1, 7, 256])
 def test_nearest_rows_against_scikit_learn(rng, block):
-    words, tokens = rng.normal(size=(400, 16)), rng.normal(size=(25, 16))
-    distance, index = NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(words).kneighbors(tokens)
-    found, cosine = nearest_rows(tokens, words, k=6, block=block)
+    pretrained, tokens = rng.normal(size=(400, 16)), rng.normal(size=(25, 16))
+    distance, index = NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(pretrained).kneighbors(tokens)
+    found, cosine = nearest_rows(tokens, pretrained, k=6, block=block)
     np.testing.assert_array_equal(found, index)
     np.testing.assert_allclose(cosine, 1 - distance, atol=1e-5)
 
@@ -104,14 +104,14 @@ def test_what_is_no_matrix_of_numbers_is_refused(bad):
 
 
 def test_the_input_is_never_changed(rng):
-    x, words = rng.normal(size=(20, 8)), rng.normal(size=(50, 8))
-    copies = x.copy(), words.copy()
-    diagnose(x, words)
+    x, pretrained = rng.normal(size=(20, 8)), rng.normal(size=(50, 8))
+    copies = x.copy(), pretrained.copy()
+    diagnose(x, pretrained)
     drift(x, x + 1)
-    nearest_rows(x, words)
+    nearest_rows(x, pretrained)
     rsa(x, x, permutations=9)
     np.testing.assert_array_equal(x, copies[0])
-    np.testing.assert_array_equal(words, copies[1])
+    np.testing.assert_array_equal(pretrained, copies[1])
 
 
 def toy(rng, levels=((16, 4), (16, 4), (3, 0)), d=24):
@@ -120,18 +120,18 @@ def toy(rng, levels=((16, 4), (16, 4), (3, 0)), d=24):
 
 
 def test_tensors_of_any_kind_are_taken(rng):
-    rows, words, sids = toy(rng)
+    rows, pretrained, sids = toy(rng)
     parameter = torch.nn.Parameter(torch.tensor(rows, dtype=torch.float32))
-    as_tensor = diagnose(parameter, torch.tensor(words, dtype=torch.float32), sids)
-    as_array = diagnose(rows.astype(np.float32), words.astype(np.float32), sids)
+    as_tensor = diagnose(parameter, torch.tensor(pretrained, dtype=torch.float32), sids)
+    as_array = diagnose(rows.astype(np.float32), pretrained.astype(np.float32), sids)
     np.testing.assert_equal(as_tensor.numbers, as_array.numbers)
-    half = diagnose(parameter.bfloat16(), torch.tensor(words).bfloat16(), sids)
+    half = diagnose(parameter.bfloat16(), torch.tensor(pretrained).bfloat16(), sids)
     assert half.numbers["effective_rank"] == pytest.approx(as_array.numbers["effective_rank"], rel=0.01)
 
 
 def test_a_seed_gives_the_same_diagnosis_and_another_seed_another_sample(rng):
-    rows, words, sids = toy(rng)
-    one, again, other = (diagnose(rows, words, sids, seed=s) for s in (0, 0, 1))
+    rows, pretrained, sids = toy(rng)
+    one, again, other = (diagnose(rows, pretrained, sids, seed=s) for s in (0, 0, 1))
     np.testing.assert_equal(one.numbers, again.numbers)
     np.testing.assert_equal(one.arrays, again.arrays)
     assert one.numbers["effective_rank_pretrained"] != other.numbers["effective_rank_pretrained"]
@@ -139,13 +139,13 @@ def test_a_seed_gives_the_same_diagnosis_and_another_seed_another_sample(rng):
 
 
 def test_rsa_is_level_by_level_and_skips_levels_without_geometry(rng):
-    rows, words, sids = toy(rng, levels=((16, 4), (3, 0), (12, 4)))
-    numbers = diagnose(rows, words, sids).numbers
+    rows, pretrained, sids = toy(rng, levels=((16, 4), (3, 0), (12, 4)))
+    numbers = diagnose(rows, pretrained, sids).numbers
     assert [n for n in numbers if n.startswith("rsa_pearson")] == ["rsa_pearson_level1", "rsa_pearson_level3"]
     assert numbers["rsa_pearson_level3"] == pytest.approx(rsa(sids.codebooks[2].numpy(), rows[19:]).pearson)
 
 
-def test_fewer_old_words_than_new_tokens_and_a_single_token(rng):
+def test_fewer_pretrained_rows_than_new_tokens_and_a_single_token(rng):
     d = diagnose(rng.normal(size=(50, 8)), rng.normal(size=(20, 8)))
     assert d.numbers["n_pretrained"] == 20 and d.arrays["cosine_sample"].shape == (70, 70)
     single = diagnose(rng.normal(size=(1, 8)), rng.normal(size=(20, 8)))
@@ -166,8 +166,8 @@ def test_spread_in_blocks_equals_the_whole(rng):
 
 
 def test_disk_round_trip_keeps_nan_reasons_and_arrays(rng, tmp_path):
-    rows, words, sids = toy(rng)
-    d = diagnose(np.tile(words.mean(0), (len(rows), 1)), words, sids)
+    rows, pretrained, sids = toy(rng)
+    d = diagnose(np.tile(pretrained.mean(0), (len(rows), 1)), pretrained, sids)
     path = save_diagnostics(d, tmp_path / "diagnostics-init.json")
     assert "NaN" not in path.read_text() and json.loads(path.read_text())["numbers"]["effective_rank_centred"] is None
     back = load_diagnostics(path)
