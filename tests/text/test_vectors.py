@@ -1,4 +1,4 @@
-"text: templates, the real encoder against sentence-transformers' own way, batches, the cache, two processes, and texts nobody expects."
+"text.vectors: the real encoder against sentence-transformers' own way, the cache, two processes, and texts nobody expects."
 
 import os
 import subprocess
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from gti_nb import text as module
 from gti_nb.assets import asset_path, load_base, tiny_tokenizer
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
-from gti_nb.text import LinearMap, encode_text, item_texts, reduce, token_batches
+from gti_nb.text import encode_text
 
 TEXTS = ["The Lion King. Film from 1994.", "x", "A long one " * 80, "", "مرحبا 🎬 <|im_end|>", "The Lion King. Film from 1994."]
 
@@ -57,73 +56,16 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def encoded(monkeypatch):
     "The texts that were really encoded, in a list that grows."
-    seen, encode = [], module._encode
+    from sentence_transformers import SentenceTransformer
 
-    def spy(encoder, texts, *rest):
-        seen.extend(texts.values())
-        return encode(encoder, texts, *rest)
+    seen, encode = [], SentenceTransformer.encode
 
-    monkeypatch.setattr(module, "_encode", spy)
+    def spy(self, texts, **options):
+        seen.extend(texts)
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", spy)
     return seen
-
-
-# Templates
-
-
-def test_templates():
-    toy = load_dataset("toy")
-    assert item_texts(toy) == item_texts(toy, "title+description+categories") == toy.texts()
-    assert item_texts(toy, "title") == [toy.items.title[i] if toy.items.title[i] else "" for i in range(toy.n_items)]
-    toy.items.loc[3, ["title", "description", "categories"]] = ["A {title} & <b>", "", "x"]
-    assert item_texts(toy, "title+description")[3] == "A {title} & <b>"
-    assert item_texts(toy, "{title} {description} {categories}")[3] == "A {title} & <b> x"
-    assert item_texts(toy, "{{{title}}}")[3] == "{A {title} & <b>}"
-
-
-@pytest.mark.parametrize(
-    "template, says",
-    [
-        ("titel", "did you mean 'title'"),
-        ("title+descripton", "did you mean 'title\\+description'"),
-        ("", "allowed: 'title'"),
-        (None, "got None"),
-        (3, "got 3"),
-        ("{titel}", "did you mean 'title'"),
-        ("{}", "column: got ''"),
-        ("{0}", "got '0'"),
-        ("{title.__class__}", "allowed"),
-        ("{title[0]}", "allowed"),
-        ("{title!r}", "plain {title}"),
-        ("{title:>9}", "plain {title}"),
-        ("{title", "not a format string"),
-        ("title}", "not a format string"),
-        ("{{title}}", "no column"),
-    ],
-)
-def test_wrong_templates(template, says):
-    with pytest.raises(GTIError, match=says):
-        item_texts(load_dataset("toy"), template)
-
-
-# Batches
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_batches_hold_every_row_once_within_the_budget(seed):
-    rng = np.random.default_rng(seed)
-    lengths = (1 + rng.geometric(rng.uniform(0.01, 0.3), int(rng.integers(1, 500)))).tolist()
-    budget = int(rng.integers(1, 1000))
-    batches = token_batches(lengths, budget)
-    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
-    areas = [len(b) * max(lengths[i] for i in b) for b in batches]
-    assert all(a <= budget or len(b) == 1 for a, b in zip(areas, batches))
-    assert sum(areas) * 0.95 <= sum(lengths)
-    firsts = [lengths[b[0]] for b in batches]
-    assert firsts == sorted(firsts, reverse=True)
-
-
-def test_equal_lengths_fill_the_budget():
-    assert list(map(len, token_batches([10] * 25, 100))) == [10, 10, 5]
 
 
 # Vectors
@@ -249,7 +191,7 @@ def test_only_new_texts_are_encoded(tiny, cache, encoded):
 
 def test_what_is_cached_needs_no_encoder(tiny, cache, monkeypatch):
     wanted = encode_text(["a film"], tiny, progress=False)
-    monkeypatch.setattr(module, "_encoder", lambda *_: pytest.fail("the encoder was loaded"))
+    monkeypatch.setattr("gti_nb.text.vectors.load_encoder", lambda *_: pytest.fail("the encoder was loaded"))
     assert torch.equal(encode_text(["a film"], tiny, progress=False), wanted)
 
 
@@ -327,21 +269,29 @@ def test_many_small_additions_are_gathered(tiny, cache, encoded):
     assert encoded == []
 
 
-# Many processes
+# Several processes
 
 
 def test_two_processes_give_the_vectors_of_one(minilm, cache, tmp_path):
     script = tmp_path / "encode.py"
-    script.write_text("""import os, sys, torch
-from gti_nb import text
+    script.write_text("""
+import os, sys, torch
+from sentence_transformers import SentenceTransformer
 from gti_nb.data.dataset import load_dataset
+from gti_nb.text import encode_text
+
 texts, rank, mine = load_dataset("toy").texts(), os.environ["RANK"], []
-encode = text._encode
-def spy(encoder, texts, lengths, batches, *rest): mine.extend(i for b in batches for i in b); return encode(encoder, texts, lengths, batches, *rest)
-text._encode = spy
+encode = SentenceTransformer.encode
+
+def spy(self, part, **options):
+    mine.extend(texts.index(text) for text in part)
+    return encode(self, part, **options)
+
+SentenceTransformer.encode = spy
 for turn in ("cold", "warm"):
-    vectors = text.encode_text(texts + texts[:3], sys.argv[1], batch_tokens=60, device="cpu", progress=False)
-    torch.save({"vectors": vectors, "mine": torch.tensor(mine)}, f"{sys.argv[2]}/{turn}{rank}.pt"); mine.clear()
+    vectors = encode_text(texts + texts[:3], sys.argv[1], batch_tokens=60, device="cpu", progress=False)
+    torch.save({"vectors": vectors, "mine": torch.tensor(mine)}, f"{sys.argv[2]}/{turn}{rank}.pt")
+    mine.clear()
 torch.distributed.destroy_process_group()
 """)
     done = subprocess.run(
@@ -360,59 +310,3 @@ torch.distributed.destroy_process_group()
     shares = [set(run["mine"].tolist()) for run in cold]
     assert shares[0] | shares[1] == set(range(40)) and not shares[0] & shares[1] and min(map(len, shares)) > 10
     assert all(len(run["mine"]) == 0 for run in warm)
-
-
-# Fewer dimensions
-
-
-def data(n=300, d=12, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) @ torch.diag(torch.arange(d, 0, -1.0)) + 5
-
-
-@pytest.mark.parametrize("whiten", [False, True])
-def test_reduce_is_principal_components(whiten):
-    from sklearn.decomposition import PCA
-
-    x = data()
-    got, mapping = reduce(x, 5, whiten)
-    wanted = PCA(5, whiten=whiten, svd_solver="full").fit(x.double().numpy())
-    assert torch.allclose(got, torch.tensor(wanted.transform(x.double().numpy())).float(), atol=1e-3)
-    new = data(7, seed=1)
-    assert torch.allclose(mapping(new), torch.tensor(wanted.transform(new.double().numpy())).float(), atol=1e-3)
-    assert got.dtype == torch.float32 and torch.allclose(mapping(x), got)
-
-
-def test_reduce_does_not_depend_on_the_order():
-    x = data()
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(reduce(x[order], 12)[0], reduce(x, 12)[0][order], atol=1e-4)
-
-
-def test_a_map_on_disk(tmp_path):
-    _, mapping = reduce(data(), 5, whiten=True)
-    mapping.save(tmp_path / "map.safetensors")
-    assert torch.equal(LinearMap.load(tmp_path / "map.safetensors")(data()), mapping(data()))
-    (tmp_path / "map.safetensors").write_bytes((tmp_path / "map.safetensors").read_bytes()[:-3])
-    with pytest.raises(GTIError, match="cannot be read as a linear map"):
-        LinearMap.load(tmp_path / "map.safetensors")
-    LinearMap(mapping.mean * float("nan"), mapping.matrix).save(tmp_path / "nan.safetensors")
-    with pytest.raises(GTIError, match="NaN or infinity"):
-        LinearMap.load(tmp_path / "nan.safetensors")
-
-
-@pytest.mark.parametrize(
-    "vectors, dim, whiten, says",
-    [
-        (data(), 0, False, "dim: got 0, allowed: 1 to 12"),
-        (data(), 13, False, "got 13"),
-        (data(4), 4, False, "allowed: 1 to 3 for 4 vectors"),
-        (data(), 2.5, False, "got 2.5"),
-        (data()[0], 1, False, "shape \\(12,\\)"),
-        (data().index_fill(0, torch.tensor(7), float("nan")), 2, False, "infinity in row 7"),
-        (data()[:, [0, 0, 1]], 3, True, "vary in 2 directions only"),
-        (torch.ones(9, 3), 1, False, "all 9 are equal"),
-    ],
-)
-def test_wrong_reductions(vectors, dim, whiten, says):
-    with pytest.raises(GTIError, match=says):
-        reduce(vectors, dim, whiten)
