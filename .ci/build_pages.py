@@ -47,8 +47,11 @@ def title_and_line(notebook: Path) -> tuple[str, str]:
 
 
 ROOMS = {
+    "core": "what every room uses: checks of values, seeds and devices, content hashes, files",
+    "assets": "names of models and data become local folders",
     "diagnostics": "measures of embedding rows, as pure functions on arrays",
     "data": "files become data sets, cleaned by counted rules and split without leaks",
+    "text": "item texts become unit vectors",
     "sid": "vectors become semantic IDs, and how good these are",
     "model": "the one place that touches a model's insides",
     "training": "one way to train and to resume",

@@ -26,11 +26,11 @@ __version__ = "0.1.0"
 _HOME = {
     "load_dataset": "data.dataset",
     "load_queries": "data.queries",
-    "encode_text": "text",
+    "encode_text": "text.vectors",
     "SemanticIds": "sid.codes",
     "RQKMeans": "sid.kmeans",
     "RQVAE": "sid.rqvae",
-    "load_base": "assets",
+    "load_base": "assets.base",
     "ExtendedModel": "model.extended",
     "initialize": "initializers.registry",
     "INITIALIZERS": "initializers.registry",
@@ -52,7 +52,7 @@ __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:  # for type checkers and editors; a test holds both lists equal
     from .arm import train_arm as train_arm
-    from .assets import load_base as load_base
+    from .assets.base import load_base as load_base
     from .data.dataset import load_dataset as load_dataset
     from .data.queries import load_queries as load_queries
     from .diagnostics.summary import diagnose as diagnose
@@ -73,7 +73,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds both lists equa
     from .sid.codes import SemanticIds as SemanticIds
     from .sid.kmeans import RQKMeans as RQKMeans
     from .sid.rqvae import RQVAE as RQVAE
-    from .text import encode_text as encode_text
+    from .text.vectors import encode_text as encode_text
 
 
 def __getattr__(name: str) -> Any:

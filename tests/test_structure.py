@@ -70,7 +70,10 @@ def imports(tree: ast.AST, module: str) -> list[tuple[str, str | None]]:
 def resolve(root: Path, target: str, name: str | None) -> str:
     "The module an import reads from: `from gti_nb.data import tables` reads gti_nb.data.tables."
     inner = f"{target}.{name}"
-    return inner if name and module_path(root, inner).exists() else target
+    if name and module_path(root, inner).exists():
+        return inner
+    names = module_path(root, f"{target}.__init__")
+    return f"{target}.__init__" if target != PACKAGE and names.exists() else target
 
 
 def wrong_paths(root: Path) -> list[str]:
@@ -124,7 +127,7 @@ def crossing_privates(root: Path) -> list[str]:
         for target, name in imports(tree, module):
             if name and name.startswith("_") and not name.startswith("__"):
                 wrong.append(f"{module} takes {name} from {target}")
-            if name and resolve(root, target, name) != target:
+            if name and resolve(root, target, name) == f"{target}.{name}":
                 ours.add(name)
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
@@ -139,12 +142,18 @@ def work_on_import(root: Path) -> list[str]:
     for module in chapters(root):
         for node in ast.parse(module_path(root, module).read_text()).body:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            simple = isinstance(node, (ast.Import, ast.ImportFrom, ast.AnnAssign)) or docstring
+            simple = isinstance(node, (ast.Import, ast.ImportFrom, ast.AnnAssign)) or docstring or for_types_only(node)
             assigns = isinstance(node, ast.Assign) and all(isinstance(t, (ast.Name, ast.Tuple)) for t in node.targets)
             defines = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and all(map(defining, node.decorator_list))
             if not (simple or assigns or defines):
                 wrong.append(f"{module}: line {node.lineno} does something on import: {ast.unparse(node)[:80]}")
     return wrong
+
+
+def for_types_only(node: ast.stmt) -> bool:
+    "Whether a statement is `if TYPE_CHECKING:` with nothing but imports."
+    typed = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+    return typed and all(isinstance(inner, (ast.Import, ast.ImportFrom)) for inner in node.body)
 
 
 def defining(decorator: ast.expr) -> bool:
@@ -179,19 +188,19 @@ def append(path: Path, text: str) -> None:
 
 
 PLANTED = {
-    "a number used twice": (wrong_paths, lambda r: shutil.copy(r / "nbs/00_core.ipynb", r / "nbs/01_other.ipynb")),
-    "a path that is not the module": (wrong_paths, lambda r: (r / "nbs/00_core.ipynb").rename(r / "nbs/00_kernel.ipynb")),
+    "a number used twice": (wrong_paths, lambda r: shutil.copy(r / "nbs/00_core/03_files.ipynb", r / "nbs/01_other.ipynb")),
+    "a path that is not the module": (wrong_paths, lambda r: (r / "nbs/00_core").rename(r / "nbs/00_kernel")),
     "a module nobody exports": (wrong_paths, lambda r: (r / "gti_nb/stray.py").write_text("")),
-    "an import of a later module": (upward_imports, lambda r: append(r / "gti_nb/core.py", "\nfrom .text import encode_text\n")),
-    "a lazy one": (upward_imports, lambda r: append(r / "gti_nb/core.py", "\ndef f():\n    from gti_nb.sid import codes\n")),
-    "one for types only": (upward_imports, lambda r: append(r / "gti_nb/core.py", "\nif TYPE_CHECKING:\n    import gti_nb.cli\n")),
-    "one in an example": (upward_imports, lambda r: add_cell(r / "nbs/00_core.ipynb", "from gti_nb.cli import main")),
-    "a private name": (crossing_privates, lambda r: append(r / "gti_nb/cli.py", "\nfrom .core import _feed\n")),
-    "a private attribute": (crossing_privates, lambda r: append(r / "gti_nb/cli.py", "\nfrom gti_nb import core\ncore._feed\n")),
-    "a call on import": (work_on_import, lambda r: append(r / "gti_nb/core.py", "\nprint('hello')\n")),
-    "a decorator that registers": (work_on_import, lambda r: append(r / "gti_nb/core.py", "\n@register('x')\ndef f():\n    pass\n")),
-    "an attribute set on import": (work_on_import, lambda r: append(r / "gti_nb/core.py", "\nGTIError.level = 3\n")),
-    "a long module": (too_long, lambda r: append(r / "gti_nb/core.py", "\n" * 400)),
+    "an import of a later module": (upward_imports, lambda r: append(r / "gti_nb/core/files.py", "\nfrom ..text import encode_text\n")),
+    "a lazy one": (upward_imports, lambda r: append(r / "gti_nb/core/files.py", "\ndef f():\n    from gti_nb.sid import codes\n")),
+    "one for types only": (upward_imports, lambda r: append(r / "gti_nb/core/files.py", "\nif TYPE_CHECKING:\n    import gti_nb.cli\n")),
+    "one in an example": (upward_imports, lambda r: add_cell(r / "nbs/00_core/03_files.ipynb", "from gti_nb.cli import main")),
+    "a private name": (crossing_privates, lambda r: append(r / "gti_nb/cli.py", "\nfrom .core.hashes import _feed\n")),
+    "a private attribute": (crossing_privates, lambda r: append(r / "gti_nb/cli.py", "\nfrom gti_nb.core import hashes\nhashes._feed\n")),
+    "a call on import": (work_on_import, lambda r: append(r / "gti_nb/core/files.py", "\nprint('hello')\n")),
+    "a decorator that registers": (work_on_import, lambda r: append(r / "gti_nb/core/files.py", "\n@register('x')\ndef f():\n    pass\n")),
+    "an attribute set on import": (work_on_import, lambda r: append(r / "gti_nb/core/files.py", "\nGTIError.level = 3\n")),
+    "a long module": (too_long, lambda r: append(r / "gti_nb/core/files.py", "\n" * 400)),
 }
 
 
