@@ -10,7 +10,7 @@ import re
 import string
 
 from ..core import GTIError, check_choice
-from ..data.dataset import Catalogue, one_line
+from ..data.catalogue import Catalogue, one_line
 
 # %% ../../nbs/04_text/00_templates.ipynb #d82f29a4
 TEMPLATES = {name: name.split("+") for name in ("title", "title+description", "title+categories", "title+description+categories")}
