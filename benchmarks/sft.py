@@ -1,12 +1,14 @@
-"""CPU seconds of fine-tuning on histories, ours against TRL's `SFTTrainer`, interleaved in one process: the same model (old rows frozen, everything else trains), the same rows, precision and targets.
+"""CPU seconds of fine-tuning on histories, this package against TRL's `SFTTrainer`.
+
+Both take turns in one process, with the same model (pretrained rows frozen, everything else trains), rows of text, precision and targets.
 
     OMP_NUM_THREADS=1 python benchmarks/sft.py --model smollm2-135m --data movielens-100k --precision bf16
 
 (a) trl          one row per target, only its codes scored; random order, as by default
 (b) trl-grouped  the same with rows of similar length in a batch (`train_sampling_strategy="group_by_length"`)
-(c) rows         the same rows through `gti_nb.sft`: similar lengths share a batch, logits for the targets alone
+(c) rows         the same rows through `gti_nb.sft`: batches of similar lengths, logits for the targets alone
 (d) packed       the same rows, packed
-(e) one-pass     the histories of the same split, every next item a target of one pass
+(e) one-pass     the histories of the same split, with every next item a target of one pass
 
 Real tokens are those of the rows without padding. Before anything is timed, the losses of one batch are compared.
 """
@@ -30,15 +32,17 @@ from gti_nb.data.dataset import load_dataset
 from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.sft.batches import example_batches
+from gti_nb.sft.config import SFTConfig
+from gti_nb.sft.examples import TaskSettings
 from gti_nb.sft.loss import SFTLoss
-from gti_nb.sft.stage import SFTConfig, _groups, _part
-from gti_nb.sft.tasks import TaskSettings, make_tasks
+from gti_nb.sft.stage import batch_part, parameter_groups
+from gti_nb.sft.tasks import make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.training.stage import train_stage
 
 
 def prepare(a):
-    "The model with its new tokens; the batches of rows, one a target, and of histories in one pass."
+    "The model with its new tokens; the batches with one row per target, and the batches of histories in one pass."
     torch.manual_seed(0)
     dataset = load_dataset(a.data)
     sids = SemanticIds(torch.randint(a.codes, (dataset.n_items, a.levels)), [torch.eye(a.codes)] * a.levels)
@@ -49,15 +53,17 @@ def prepare(a):
     few = sum(len(s) < 6 for s in split.train)
     if few:
         split.train = [s if len(s) >= 6 else s[:0] for s in split.train]
-    print(
-        f"{split.n_users - few:,} users with 6 items or more to learn from, {few:,} with fewer left out; the median user has {np.median([len(s) for s in split.train if len(s)]):.0f}"
-    )
-    make = lambda task: list(example_batches(make_tasks(task, extended, dataset, split, settings), steps=a.steps, batch_size=a.batch))
+    median = np.median([len(s) for s in split.train if len(s)])
+    print(f"{split.n_users - few:,} users with 6 training items or more, {few:,} with fewer are left out; the median user has {median:.0f}")
+
+    def make(task):
+        return list(example_batches(make_tasks(task, extended, dataset, split, settings), steps=a.steps, batch_size=a.batch))
+
     return extended, make("retrieval_rows"), make("retrieval")
 
 
 def trl_trainer(a, extended, rows, scratch, **kw):
-    "TRL's trainer over the rows, in random order; the labels say what is scored."
+    "TRL's trainer over the rows, in random order; the labels mark the targets."
     from trl import SFTConfig as TRLConfig
     from trl import SFTTrainer
 
@@ -106,18 +112,19 @@ def trl(a, extended, rows, windows, **kw):
 def ours(a, extended, batches, packing=0):
     config = SFTConfig(steps=a.steps, batch_size=a.batch, learning_rate=a.lr, learning_rate_new=a.lr)
     loss = SFTLoss(extended, packing)
-    groups = lambda: _groups(extended, config, extended.backbone_parameters())
-    return lambda: timed(
-        lambda: train_stage(
+
+    def train():
+        train_stage(
             "sft",
             loss,
-            lambda step, part, parts: _part(batches[step], part, parts),
-            groups(),
+            lambda step, part, parts: batch_part(batches[step], part, parts),
+            parameter_groups(extended, config, extended.backbone_parameters()),
             a.steps,
             autocast=a.precision == "bf16",
             show=False,
         )
-    )
+
+    return lambda: timed(train)
 
 
 ARMS = {
@@ -130,7 +137,7 @@ ARMS = {
 
 
 def same_loss(a, extended, rows) -> tuple[float, float]:
-    "The loss of the first batch as TRL's trainer has it, and as ours has it; fp32."
+    "The loss of the first batch from TRL's trainer and from `SFTLoss`; fp32."
     with tempfile.TemporaryDirectory() as scratch:
         trainer = trl_trainer(a, extended, rows, scratch)
         batch = trainer.data_collator([dict(input_ids=e.ids.tolist(), labels=np.where(e.scored, e.ids, -100).tolist()) for e in rows[0]])
@@ -141,17 +148,17 @@ def same_loss(a, extended, rows) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
-    parser.add_argument("--data", default="toy", help="as load_dataset takes it; movielens-100k for the figures in the docs")
+    parser.add_argument("--model", default="tiny-llama", help="a name for load_base")
+    parser.add_argument("--data", default="toy", help="a name for load_dataset; movielens-100k for the figures in the docs")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the passes, over fp32 weights")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     for name, value, text in [
-        ("batch", 8, "rows a step"),
+        ("batch", 8, "rows per step"),
         ("steps", 16, "steps of a timed run"),
         ("pairs", 5, "timed runs of each arm"),
-        ("levels", 3, "codes an item"),
-        ("codes", 64, "codes a level"),
-        ("history", 20, "items of a history or window at most"),
+        ("levels", 3, "codes per item"),
+        ("codes", 64, "codes per level"),
+        ("history", 20, "maximum items per history or window"),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--lr", type=float, default=1e-5, help="learning rate (default 1e-5)")
@@ -175,15 +182,20 @@ def main() -> None:
     targets = {name: sum(int(e.scored.sum()) for batch in (windows if name == "one-pass" else rows) for e in batch) for name in runs}
     memory = {} if a.no_memory else {name: peak_of(name) for name in runs}
     print(
-        f"{a.model}, {a.data}, {a.precision}, batch {a.batch}, {a.steps} steps, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds, median of {a.pairs}"
+        f"{a.model}, {a.data}, {a.precision}, batch {a.batch}, {a.steps} steps, {a.levels} x {a.codes} codes, "
+        f"{torch.get_num_threads()} threads; CPU seconds, median of {a.pairs}"
     )
     for name in runs:
         second = statistics.median(seconds[name])
-        line = f"{name:12s} {second / a.steps:7.3f} s a step   {tokens[name] / second:8.0f} real tokens/s   {targets[name] / second:8.1f} targets/s"
+        parts = [f"{name:12s} {second / a.steps:7.3f} s per step", f"{tokens[name] / second:8.0f} real tokens/s"]
+        parts.append(f"{targets[name] / second:8.1f} targets/s")
         if "trl" in runs and name != "trl":
-            ratio = statistics.median(x / y for x, y in zip(seconds["trl"], seconds[name]))
-            line += f"   {ratio * tokens[name] / tokens['trl']:5.2f} x TRL's tokens/s   {ratio * targets[name] / targets['trl']:6.2f} x its targets/s"
-        print(line + (f"   peak {memory[name]:.2f} GB" if memory else ""))
+            ratio = statistics.median(x / y for x, y in zip(seconds["trl"], seconds[name], strict=True))
+            parts.append(f"{ratio * tokens[name] / tokens['trl']:5.2f} x TRL's tokens/s")
+            parts.append(f"{ratio * targets[name] / targets['trl']:6.2f} x its targets/s")
+        if memory:
+            parts.append(f"peak {memory[name]:.2f} GB")
+        print("   ".join(parts))
 
 
 if __name__ == "__main__":

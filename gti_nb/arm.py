@@ -35,8 +35,9 @@ from .settings import ArmConfig
 from .sft.adapters import check_quantizable
 from .sft.batches import example_batches
 from .sft.card import save_model
+from .sft.examples import Example, Task, TaskSettings
 from .sft.stage import finetune
-from .sft.tasks import Example, Task, TaskSettings, make_tasks
+from .sft.tasks import make_tasks
 from .tokenize import Tokens, load_tokens
 from .training.stage import StageResult
 

@@ -19,7 +19,7 @@ from .evaluate.evaluation import Evaluation, EvaluationConfig
 from .grounding.full import FullConfig
 from .grounding.stage import GroundingConfig
 from .settings import ArmConfig, PairsConfig, TasksConfig
-from .sft.stage import SFTConfig
+from .sft.config import SFTConfig
 
 # %% ../nbs/17_result.ipynb #b9f1e28b
 FORMAT = 2  # of metrics.json; 1 had flat parameters and other stage names

@@ -16,7 +16,7 @@ from .grounding.full import FullConfig
 from .grounding.stage import GroundingConfig
 from .initializers.registry import check_initializer
 from .prompts import GROUNDING
-from .sft.stage import PRESETS, SFTConfig, preset
+from .sft.config import PRESETS, SFTConfig, preset
 from .sft.tasks import MIXES, TASKS
 
 # %% ../nbs/16_settings.ipynb #8750e2d8

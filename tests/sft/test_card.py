@@ -1,4 +1,4 @@
-"The folder a trained model leaves as, its card, and the way to the hub."
+"The folder of a trained model, its card, and the upload to the hub."
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.sft import card
 from gti_nb.sft.card import model_card, push_model, save_model
-from gti_nb.sft.stage import SFTConfig
+from gti_nb.sft.config import SFTConfig
 from gti_nb.sid.codes import SemanticIds
 
 FACTS = dict(
@@ -47,7 +47,7 @@ def test_the_card_says_arm_data_metrics_settings_and_terms():
     assert ModelCard(model_card(make_extended(), base="org/model", **FACTS)).data.base_model == "org/model"
 
 
-def test_hostile_names_break_no_table_and_paths_are_not_told(tmp_path):
+def test_hostile_names_break_no_table_and_paths_are_not_shown(tmp_path):
     text = model_card(
         make_extended(),
         arm="mean | <script>alert(1)</script>\n\n# own heading",
@@ -74,7 +74,7 @@ def test_the_folder_loads_in_plain_transformers_and_here(base, tmp_path):
 
 
 class Hub:
-    "Notes what it is asked."
+    "A hub that records the calls it gets."
 
     asked = []
 
@@ -95,7 +95,7 @@ def test_pushing_is_left_to_the_hub(tmp_path, monkeypatch):
         repo == "me/model" and options == dict(private=True, exist_ok=True) and {"README.md", "model.safetensors", "gti.json"} <= set(files)
     )
     monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 Unauthorized\nlong story")))
-    with pytest.raises(GTIError, match="me/model: the hub did not take it: 401 Unauthorized; check"):
+    with pytest.raises(GTIError, match="me/model: the hub refused it: 401 Unauthorized; check"):
         push_model(folder, "me/model")
     with pytest.raises(GTIError, match="has no README.md"):
         push_model(tmp_path, "me/model")

@@ -1,4 +1,4 @@
-"Fine-tuning: what it sees, what it moves."
+"Fine-tuning: what it reads, and what it moves."
 
 import numpy as np
 import pytest
@@ -6,22 +6,18 @@ import torch
 
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
-from gti_nb.data.dataset import load_dataset
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.sft.batches import example_batches
-from gti_nb.sft.stage import SFTConfig, _batches, finetune
-from gti_nb.sft.tasks import TaskSettings, make_tasks
+from gti_nb.sft.config import SFTConfig
+from gti_nb.sft.examples import TaskSettings
+from gti_nb.sft.stage import finetune, stage_batches
+from gti_nb.sft.tasks import make_tasks
 from gti_nb.sid.codes import SemanticIds
 
 SIDS = SemanticIds(torch.stack([torch.arange(40) % 4, torch.arange(40) // 4], 1))
 
 
-@pytest.fixture(scope="module")
-def split():
-    return load_dataset("toy").leave_one_out()
-
-
-def test_a_split_is_short_for_the_task_retrieval(split):
+def test_a_split_stands_for_the_task_retrieval(split):
     "The same losses and weights, whichever way the windows come."
     config, ends = SFTConfig(steps=6, batch_size=4, window=5, seed=2, precision="fp32"), []
     for given in (
@@ -41,13 +37,13 @@ def test_held_out_items_of_a_user_never_train(split):
     extended = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
     item_of = {tuple(codes): item for item, codes in enumerate(extended.token_ids.tolist())}
     runs = {tuple(s[a:b].tolist()) for s in split.train for a in range(len(s)) for b in range(a + 1, min(a + 5, len(s)) + 1)}
-    for batch in _batches(extended, split, SFTConfig(steps=30, batch_size=4, window=5)):
+    for batch in stage_batches(extended, split, SFTConfig(steps=30, batch_size=4, window=5)):
         for example in batch:
             assert tuple(item_of[tuple(codes)] for codes in example.ids[example.scored].reshape(-1, 2).tolist()) in runs
 
 
 @pytest.mark.parametrize("pretrained_rows", ["frozen", "trained"])
-def test_old_rows_move_only_by_choice(pretrained_rows, split):
+def test_pretrained_rows_move_only_by_choice(pretrained_rows, split):
     extended = ExtendedModel.extend(*load_base("tiny-llama-untied"), SIDS)
     rows, layers = extended.pretrained_hash(backbone=False), extended.pretrained_hash()
     finetune(extended, split, SFTConfig(steps=3, batch_size=4, window=5, pretrained_rows=pretrained_rows, precision="fp32"), progress=False)
