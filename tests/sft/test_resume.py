@@ -135,7 +135,7 @@ def test_other_data_settings_or_weights_are_refused(toy, split, tmp_path):
     with pytest.raises(GTIError, match="data: "):
         go(shaped("llama"), mixed(shaped("llama"), toy, split))
     with pytest.raises(GTIError, match="start: "):
-        go(shaped("llama"), split)
+        go(shaped("llama", init="mean"), split)
     moved = shaped("llama")
     next(iter(moved.backbone_parameters())).data += 1
     with pytest.raises(GTIError, match="weights: .*force it"):
