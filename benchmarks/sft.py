@@ -35,7 +35,7 @@ from gti_nb.sft.batches import example_batches
 from gti_nb.sft.config import SFTConfig
 from gti_nb.sft.examples import TaskSettings
 from gti_nb.sft.loss import SFTLoss
-from gti_nb.sft.stage import batch_part, parameter_groups
+from gti_nb.sft.stage import parameter_groups, step_part
 from gti_nb.sft.tasks import make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.training.stage import train_stage
@@ -117,7 +117,7 @@ def ours(a, extended, batches, packing=0):
         train_stage(
             "sft",
             loss,
-            lambda step, part, parts: batch_part(batches[step], part, parts),
+            lambda step, part, parts: step_part(batches[step], part, parts),
             parameter_groups(extended, config, extended.backbone_parameters()),
             a.steps,
             autocast=a.precision == "bf16",

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Example', 'example_from', 'Task', 'TaskSettings', 'TaskSource', 'check_prompt_length']
 
-# %% ../../nbs/11_sft/00_examples.ipynb #8e4416c4
+# %% ../../nbs/11_sft/00_examples.ipynb #fef472d5
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import GTIError, check_fields, check_int
 from ..data.dataset import RecDataset
@@ -76,7 +77,7 @@ class TaskSettings:
             check_int(name, getattr(self, name), 1)
         check_int("wordings", self.wordings, 1, 3)
 
-# %% ../../nbs/11_sft/00_examples.ipynb #9dac5335
+# %% ../../nbs/11_sft/00_examples.ipynb #d76fe30a
 class TaskSource:
     "The data of all tasks, encoded for one model."
 
@@ -106,24 +107,36 @@ class TaskSource:
             raise GTIError("split: got None; tasks with histories need split=dataset.leave_one_out()")
         return self.split.train
 
-    def text_ids(self, text: str, longest: int | None = None) -> list[int]:
-        "Token ids of a text, cut to `longest` tokens, or to `max_text_tokens`."
-        if text not in self._encoded:
-            most = max(self.settings.max_text_tokens, self.settings.max_title_tokens)
-            self._encoded[text] = encode_text_only(self.extended.tokenizer, text)[:most]
-        return self._encoded[text][: longest or self.settings.max_text_tokens]
+# %% ../../nbs/11_sft/00_examples.ipynb #726a60ab
+@patch
+def text_ids(
+    self: TaskSource,
+    text: str,  # any text of an item, a query or a user
+    longest: int | None = None,  # tokens at most; None: `max_text_tokens`
+) -> list[int]:
+    "Token ids of a text, cut at the end."
+    if text not in self._encoded:
+        most = max(self.settings.max_text_tokens, self.settings.max_title_tokens)
+        self._encoded[text] = encode_text_only(self.extended.tokenizer, text)[:most]
+    return self._encoded[text][: longest or self.settings.max_text_tokens]
 
-    def sid(self, item: int) -> list[int]:
-        "SID tokens of an item."
-        return self.codes[item].tolist()
 
-    def sids(self, items: np.ndarray) -> list[list[int]]:
-        "SID tokens of each of several items."
-        return self.codes[items].tolist()
+@patch
+def sid(self: TaskSource, item: int) -> list[int]:
+    "SID tokens of an item."
+    return self.codes[item].tolist()
 
-    def prompts(self, template: Template) -> list[Prompt]:
-        "The wordings of a template that are used, encoded."
-        return [encode_template(self.extended.tokenizer, template, w) for w in range(self.settings.wordings)]
+
+@patch
+def sids(self: TaskSource, items: np.ndarray) -> list[list[int]]:
+    "SID tokens of each of several items."
+    return self.codes[items].tolist()
+
+
+@patch
+def prompts(self: TaskSource, template: Template) -> list[Prompt]:
+    "The wordings of a template that are used, encoded."
+    return [encode_template(self.extended.tokenizer, template, w) for w in range(self.settings.wordings)]
 
 # %% ../../nbs/11_sft/00_examples.ipynb #d05caec4
 def check_prompt_length(

@@ -159,7 +159,7 @@ def fed(
     "Tokens that go through the model, padding included."
     return sum(fed_tokens([len(examples[i].ids) for i in group], self.packing, shared) for group, shared in self.groups(examples))
 
-# %% ../../nbs/11_sft/05_loss.ipynb #b807df9e
+# %% ../../nbs/11_sft/05_loss.ipynb #8d45053c
 @patch
 def _read_prefix(
     self: SFTLoss,
@@ -192,7 +192,7 @@ def _read(
     scored = target_of[:, at:] >= 0
     return torch.cat(states, 1)[scored], ids[:, at:][scored], target_of[:, at:][scored]
 
-# %% ../../nbs/11_sft/05_loss.ipynb #49b84524
+# %% ../../nbs/11_sft/05_loss.ipynb #742a410a
 @patch
 def forward(
     self: SFTLoss,
@@ -267,7 +267,7 @@ def _losses_with_prefix(loss: SFTLoss, examples: list[Example]) -> list[float]:
             raise
         return [float("nan")] * len(examples)
 
-# %% ../../nbs/11_sft/05_loss.ipynb #e3becdbf
+# %% ../../nbs/11_sft/05_loss.ipynb #97688056
 @torch.no_grad()
 def check_loss(
     loss: SFTLoss,  # its `share` is switched off for a model that continues differently after a cached prefix
