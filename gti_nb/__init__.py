@@ -37,7 +37,7 @@ _HOME = {
     "grounding_pairs": "grounding.pairs",
     "GroundingConfig": "grounding.stage",
     "ground": "grounding.stage",
-    "SFTConfig": "sft.stage",
+    "SFTConfig": "sft.config",
     "finetune": "sft.stage",
     "user_set": "evaluate.model",
     "evaluate_model": "evaluate.model",
@@ -68,7 +68,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds both lists equa
     from .model.extended import ExtendedModel as ExtendedModel
     from .result import ArmResult as ArmResult
     from .settings import ArmConfig as ArmConfig
-    from .sft.stage import SFTConfig as SFTConfig
+    from .sft.config import SFTConfig as SFTConfig
     from .sft.stage import finetune as finetune
     from .sid.codes import SemanticIds as SemanticIds
     from .sid.kmeans import RQKMeans as RQKMeans
