@@ -19,7 +19,8 @@ _LLAMA = dict(
     max_position_embeddings=512,
 )
 _MIXED = dict(sliding_window=8, layer_types=["sliding_attention", "full_attention"])
-FAMILIES = {  # name -> kind of configuration and its settings; the second half cannot be decoded with a tree mask, at least beyond its window
+# name -> kind of configuration and its settings; the second half cannot be decoded with a tree mask, at least beyond its window
+FAMILIES = {
     "llama": ("llama", _LLAMA),
     "qwen2": ("qwen2", _LLAMA),
     "qwen3": ("qwen3", _LLAMA),
@@ -86,19 +87,22 @@ class LevelObjective(LogitsProcessor):
 def generated(plain, extended: ExtendedModel, prompt: list[int], beams: int, objective: str = "logprob") -> dict[tuple, float]:
     "What transformers returns: complete SIDs of the catalogue with their scores, best first, without fillers and duplicates."
     sids, n_pretrained = extended.sids, extended.n_pretrained
-    starts, words, follows = np.cumsum([0, *sids.level_sizes]), set(map(tuple, sids.codes.tolist())), {}
-    for word in sorted(words):
-        for level, code in enumerate(word):
-            follows.setdefault(word[:level], []).append(code)
+    starts = np.cumsum([0, *sids.level_sizes])
+    known = set(map(tuple, sids.codes.tolist()))
+    follows: dict[tuple, list[int]] = {}
+    for sid in sorted(known):
+        for level, code in enumerate(sid):
+            follows.setdefault(sid[:level], []).append(code)
 
     def allowed(_, ids):
-        prefix = tuple(int(t) - n_pretrained - int(starts[l]) for l, t in enumerate(ids[len(prompt) :]))
+        prefix = tuple(int(t) - n_pretrained - int(starts[level]) for level, t in enumerate(ids[len(prompt) :]))
         codes = sorted(set(follows.get(prefix, [0])))  # a filler beam gets any code, its score is -inf already
         return [int(n_pretrained + starts[len(prefix)] + c) for c in codes]
 
-    level_of = lambda ids: slice(
-        int(n_pretrained + starts[ids.shape[1] - len(prompt)]), int(n_pretrained + starts[ids.shape[1] - len(prompt) + 1])
-    )
+    def level_of(ids):
+        level = ids.shape[1] - len(prompt)
+        return slice(int(n_pretrained + starts[level]), int(n_pretrained + starts[level + 1]))
+
     how = dict(prefix_allowed_tokens_fn=allowed) if objective == "logprob" else dict(logits_processor=[LevelObjective(allowed, level_of)])
     out = plain.generate(
         torch.tensor([prompt]),
@@ -116,20 +120,20 @@ def generated(plain, extended: ExtendedModel, prompt: list[int], beams: int, obj
         **how,
     )
     best = {}
-    for row, score in zip(out.sequences[:, len(prompt) :].tolist(), out.sequences_scores.tolist()):
-        word = tuple(t - n_pretrained - int(starts[l]) for l, t in enumerate(row))
-        if word in words and score > -1e6 and word not in best:
-            best[word] = score
+    for row, score in zip(out.sequences[:, len(prompt) :].tolist(), out.sequences_scores.tolist(), strict=True):
+        sid = tuple(t - n_pretrained - int(starts[level]) for level, t in enumerate(row))
+        if sid in known and score > -1e6 and sid not in best:
+            best[sid] = score
     return best
 
 
 def check_lists(found, extended: ExtendedModel, plain, prompts: list[list[int]], beams: int, objective: str = "logprob") -> None:
-    "Ordered lists, scores and codes of `found` are those of `generate`, words with several items in the order of item numbers."
+    "Ordered lists, scores and codes of `found` are those of `generate`; items with equal codes come in the order of item numbers."
     for b, prompt in enumerate(prompts):
         best = generated(plain, extended, prompt, beams, objective)
-        expected = [(item, word, score) for word, score in best.items() for item in extended.sids.items_of(word)][:beams]
+        expected = [(item, sid, score) for sid, score in best.items() for item in extended.sids.items_of(sid)][:beams]
         n = len(expected)
         assert found.items[b].tolist() == [item for item, _, _ in expected] + [-1] * (beams - n)
-        assert found.codes[b].tolist() == [list(word) for _, word, _ in expected] + [[-1] * extended.sids.levels] * (beams - n)
+        assert found.codes[b].tolist() == [list(sid) for _, sid, _ in expected] + [[-1] * extended.sids.levels] * (beams - n)
         torch.testing.assert_close(found.scores[b, :n], torch.tensor([score for _, _, score in expected]), atol=2e-4, rtol=0)
         assert torch.isneginf(found.scores[b, n:]).all()

@@ -77,7 +77,7 @@ def test_one_beam_is_greedy():
     extended = random_model("llama", np.random.default_rng(5).integers(6, size=(50, 3)), [6, 6, 6], seed=5)
     trie, prompt, greedy = SidTrie(extended.sids), [5, 60, 7, 80], ()
     for level in range(3):
-        ids = torch.tensor([prompt + [extended.n_pretrained + 6 * l + c for l, c in enumerate(greedy)]])
+        ids = torch.tensor([prompt + [extended.n_pretrained + 6 * place + c for place, c in enumerate(greedy)]])
         with torch.no_grad():
             logits = extended.model(ids).logits[0, -1, extended.n_pretrained + 6 * level :]
         greedy += (max(allowed_codes(trie, greedy), key=lambda c: logits[c]),)
@@ -87,8 +87,8 @@ def test_one_beam_is_greedy():
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_ties_go_to_the_lower_code_then_the_lower_item(family):
-    words = [[a, b] for a in range(4) for b in range(4)]
-    extended = random_model(family, np.array(words[::-1] + words), [4, 4], seed=0)  # every word twice, items 15 and 16 the first
+    sids = [[a, b] for a in range(4) for b in range(4)]
+    extended = random_model(family, np.array(sids[::-1] + sids), [4, 4], seed=0)  # two items per semantic ID; 15 and 16 have the first
     extended.new_rows.data.zero_()
     found = beam_search(extended, [[5, 6, 7], [8]], SidTrie(extended.sids), beams=6)
     assert found.codes.tolist() == [[[0, 0], [0, 0], [0, 1], [0, 1], [0, 2], [0, 2]]] * 2
@@ -116,7 +116,7 @@ def test_bf16_scores_are_fp32_and_near():
     full, half = (beam_search(extended, prompts, trie, beams=40, dtype=d) for d in (torch.float32, torch.bfloat16))
     assert half.scores.dtype == torch.float32
     for b in range(2):
-        a, c = (dict(zip(f.items[b].tolist(), f.scores[b].tolist())) for f in (full, half))
+        a, c = (dict(zip(f.items[b].tolist(), f.scores[b].tolist(), strict=True)) for f in (full, half))
         assert set(a) == set(c) and max(abs(a[i] - c[i]) for i in a) < 0.3
 
 
@@ -140,7 +140,7 @@ def test_excluding_items_is_searching_the_catalogue_without_them(draw):
     exclude = [rng.choice(len(codes), int(rng.integers(0, len(codes))), replace=False) for _ in prompts]
     beams = int(rng.choice([2, 5, 30]))
     found = beam_search(extended, prompts, SidTrie(extended.sids), beams=beams, exclude=exclude)
-    for b, (prompt, gone) in enumerate(zip(prompts, exclude)):
+    for b, (prompt, gone) in enumerate(zip(prompts, exclude, strict=True)):
         left = np.setdiff1d(np.arange(len(codes)), gone)
         alone = beam_search(extended, [prompt], SidTrie(SemanticIds(extended.sids.codes[left], extended.sids.codebooks)), beams=beams)
         n = int((alone.items[0] >= 0).sum())

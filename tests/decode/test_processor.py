@@ -36,15 +36,17 @@ def test_beams_equal_the_prefix_function(draw):
     found, scores = written(
         extended, prompts, num_beams=beams, num_return_sequences=beams, do_sample=False, length_penalty=0.0, early_stopping=True
     )
-    plain, words = extended.merge(), set(map(tuple, codes.tolist()))
+    plain = extended.merge()
+    known = set(map(tuple, codes.tolist()))
     for b, prompt in enumerate(prompts):
         mine = {}
-        for word, score in zip(found[b * beams : (b + 1) * beams].tolist(), scores[b * beams : (b + 1) * beams].tolist()):
-            if score > -1e6 and tuple(word) in words:
-                mine.setdefault(tuple(word), score)
+        part = slice(b * beams, (b + 1) * beams)
+        for sid, score in zip(map(tuple, found[part].tolist()), scores[part].tolist(), strict=True):
+            if score > -1e6 and sid in known:
+                mine.setdefault(sid, score)
         best = generated(plain, extended, prompt, beams)
         assert list(mine) == list(best)
-        assert max(abs(mine[w] - best[w]) for w in best) < 2e-4
+        assert max(abs(mine[sid] - best[sid]) for sid in best) < 2e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gemma3"])
@@ -53,7 +55,7 @@ def test_samples_are_items_drawn_with_their_share(family):
     extended.new_rows.data.mul_(0.1)
     torch.manual_seed(0)
     found, _ = written(extended, [[5, 6, 7]], do_sample=True, top_k=0, num_return_sequences=400)
-    counts = [(found == torch.tensor(word)).all(1).float().mean().item() for word in ([0, 0], [0, 1], [1, 1], [2, 0])]
+    counts = [(found == torch.tensor(sid)).all(1).float().mean().item() for sid in ([0, 0], [0, 1], [1, 1], [2, 0])]
     assert sum(counts) == pytest.approx(1)
     logits = extended.model(torch.tensor([[5, 6, 7]])).logits[0, -1, extended.n_pretrained : extended.n_pretrained + 3].softmax(0).tolist()
     assert [counts[0] + counts[1], counts[2], counts[3]] == pytest.approx(logits, abs=0.1)

@@ -10,9 +10,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from gti_nb.core import GTIError
-from gti_nb.decode import readers
+from gti_nb.decode import selection
 from gti_nb.decode.beam import beam_search
-from gti_nb.decode.readers import RowReader, TreeReader, choose_reader, reading
+from gti_nb.decode.readers import RowReader, TreeReader, vocabulary_logsumexp
+from gti_nb.decode.selection import choose_reader, reader_agrees, reading
 from gti_nb.decode.trie import SidTrie
 from gti_nb.sft.adapters import add_adapters, merge_adapters
 
@@ -30,7 +31,7 @@ def kind_of(extended, length: int):
 
 @quiet
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reader_is_found_by_asking(family):
+def test_reader_is_chosen_by_test(family):
     "Short prompts fit the windows; models that scale their logits, count positions or carry states get rows."
     extended = model_of(family)
     assert kind_of(extended, 6) is (RowReader if family in ("bloom", "granite", "lfm2") else TreeReader)
@@ -44,7 +45,7 @@ def test_both_readers_give_the_same_lists(family, objective, monkeypatch):
     extended = model_of(family, 1)
     trie, prompts, exclude = SidTrie(extended.sids), [[5, 6, 7], [8] * 9, [9, 10, 11]], [[0, 1], [], [5]]
     tree = beam_search(extended, prompts, trie, beams=12, exclude=exclude, objective=objective)
-    monkeypatch.setattr(readers, "_choose_reader", lambda *_: RowReader)
+    monkeypatch.setattr(selection, "choose_reader", lambda *_: RowReader)
     rows = beam_search(extended, prompts, trie, beams=12, exclude=exclude, objective=objective)
     assert torch.equal(tree.items, rows.items)
     torch.testing.assert_close(tree.scores, rows.scores, atol=1e-4, rtol=0)
@@ -55,8 +56,11 @@ def test_both_readers_give_the_same_lists(family, objective, monkeypatch):
 def test_adapters_inside_give_the_lists_of_the_merged_model(family, reader, monkeypatch):
     "In training mode or not, their dropout stays out of a decode."
     extended, prompts = model_of(family), [[5, 6, 7], [8] * 9, [9, 10, 11]]
-    monkeypatch.setattr(readers, "_choose_reader", lambda *_: reader)
-    decode = lambda model: beam_search(model, prompts, SidTrie(model.sids), beams=10)
+    monkeypatch.setattr(selection, "choose_reader", lambda *_: reader)
+
+    def decode(model):
+        return beam_search(model, prompts, SidTrie(model.sids), beams=10)
+
     before = decode(extended)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -98,17 +102,12 @@ def test_blind_kernel_is_found_out_in_bf16_too():
     extended, trie = model_of("llama"), SidTrie(model_of("llama").sids)
     twin = extended.compute_model(torch.bfloat16)
     assert choose_reader(extended, twin, trie, 30) is TreeReader
-    assert not readers._agrees(
-        type(
-            "Blind",
-            (TreeReader,),
-            {"read_codes": lambda self, level, ids, parents: TreeReader.read_codes(self, level, ids, torch.zeros_like(parents))},
-        ),
-        extended,
-        twin,
-        trie,
-        30,
-    )
+
+    class Blind(TreeReader):
+        def read_codes(self, level, ids, parents):
+            return super().read_codes(level, ids, torch.zeros_like(parents))
+
+    assert not reader_agrees(Blind, extended, twin, trie, 30)
 
 
 def test_a_fallback_says_so_and_a_model_without_cache_is_refused():
@@ -140,14 +139,16 @@ def test_every_prompt_is_read_once():
     assert fed == [(1, 3), *[(1, 12), (1, 4), (1, 10)] * 2]  # the common beginning once for all batches
 
 
-def test_longer_prompts_are_asked_about_again():
+def test_longer_prompts_are_tested_again(monkeypatch):
     extended, asked = model_of("llama"), []
-    agrees = readers._agrees
-    readers._agrees = lambda kind, *args: asked.append(args[-1]) or agrees(kind, *args)
-    try:
-        [kind_of(extended, n) for n in (10, 8, 10, 30, 20)]
-    finally:
-        readers._agrees = agrees
+
+    def counted(kind, *args):
+        asked.append(args[-1])
+        return reader_agrees(kind, *args)
+
+    monkeypatch.setattr(selection, "reader_agrees", counted)
+    for n in (10, 8, 10, 30, 20):
+        kind_of(extended, n)
     assert asked == [10, 30]
 
 
@@ -163,7 +164,7 @@ def test_the_logsumexp_is_exact_in_blocks():
     hidden, rows = torch.randn(5000, 32), torch.randn(3000, 32)
     bias = torch.randn(3000)
     whole = extended.soft_cap(hidden @ rows.T + bias).logsumexp(-1)  # in blocks of 256 rows
-    torch.testing.assert_close(readers._logsumexp(extended, hidden, rows, bias), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(vocabulary_logsumexp(extended, hidden, rows, bias), whole, atol=1e-5, rtol=0)
 
 
 def test_mode_is_restored_when_the_block_raises():

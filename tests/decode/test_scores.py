@@ -6,7 +6,7 @@ import torch
 from decode.decoding import random_catalogue, random_model
 
 from gti_nb.core import GTIError
-from gti_nb.decode.beam import beam_search
+from gti_nb.decode.beam import Beams, beam_search
 from gti_nb.decode.readers import Reader
 from gti_nb.decode.scores import beam_agreement, rank_all, score_all
 from gti_nb.decode.trie import SidTrie
@@ -20,7 +20,7 @@ def one_by_one(extended, prompt: list[int], objective: str) -> torch.Tensor:
     with torch.no_grad():
         logits = extended.model(ids).logits[:, -1 - extended.sids.levels : -1]
     total = torch.zeros(len(ids))
-    for level, (start, size) in enumerate(zip(extended.sids.offsets, extended.sids.level_sizes)):
+    for level, (start, size) in enumerate(zip(extended.sids.offsets, extended.sids.level_sizes, strict=True)):
         codes = slice(extended.n_pretrained + start, extended.n_pretrained + start + size)
         norm = logits[:, level] if objective == "logprob" else logits[:, level, codes]
         total += logits[:, level].gather(1, extended.token_ids[:, level : level + 1])[:, 0] - norm.logsumexp(-1)
@@ -33,11 +33,11 @@ def test_scores_equal_reading_items_one_by_one(draw, monkeypatch):
     codes, sizes = random_catalogue(rng)
     family, objective = ["llama", "gpt2", "qwen3", "gemma3", "bloom", "mistral"][draw % 6], ["logprob", "level"][draw % 2]
     for kind in Reader.__subclasses__():
-        monkeypatch.setattr(kind, "at_once", int(rng.integers(1, 12)))  # groups of nodes within and across parents
+        monkeypatch.setattr(kind, "codes_at_once", int(rng.integers(1, 12)))  # groups of nodes within and across parents
     extended = random_model(family, codes, sizes, draw)
     prompts = [rng.integers(5, 300, int(n)).tolist() for n in rng.integers(1, 20, 4)]
     scores = score_all(extended, prompts, SidTrie(extended.sids), batch_size=int(rng.integers(1, 5)), objective=objective)
-    for row, prompt in zip(scores, prompts):
+    for row, prompt in zip(scores, prompts, strict=True):
         torch.testing.assert_close(row, one_by_one(extended, prompt, objective), atol=2e-4, rtol=0)
 
 
@@ -47,10 +47,8 @@ def test_a_beam_as_wide_as_the_catalogue_agrees(draw):
     codes, sizes = random_catalogue(rng)
     extended = random_model(["llama", "gpt2", "gemma2"][draw % 3], codes, sizes, draw)
     trie, n = SidTrie(extended.sids), len(codes)
-    prompts, exclude = (
-        [rng.integers(5, 300, 6).tolist() for _ in range(3)],
-        [rng.integers(n, size=int(rng.integers(0, n))) for _ in range(3)],
-    )
+    prompts = [rng.integers(5, 300, 6).tolist() for _ in range(3)]
+    exclude = [rng.integers(n, size=int(rng.integers(0, n))) for _ in range(3)]
     found = beam_search(extended, prompts, trie, beams=n, exclude=exclude)
     exact = rank_all(score_all(extended, prompts, trie), trie, n, exclude)
     assert torch.equal(found.items, exact.items) and torch.equal(found.codes, exact.codes)
@@ -58,8 +56,8 @@ def test_a_beam_as_wide_as_the_catalogue_agrees(draw):
 
 
 def test_exact_ties_follow_the_rule_of_the_search():
-    words = [[a, b] for a in range(4) for b in range(4)]
-    extended = random_model("llama", np.array(words[::-1] + words), [4, 4], seed=0)
+    sids = [[a, b] for a in range(4) for b in range(4)]
+    extended = random_model("llama", np.array(sids[::-1] + sids), [4, 4], seed=0)
     extended.new_rows.data.zero_()
     trie = SidTrie(extended.sids)
     found, exact = beam_search(extended, [[5, 6]], trie, beams=32), rank_all(score_all(extended, [[5, 6]], trie), trie, 32)
@@ -68,15 +66,14 @@ def test_exact_ties_follow_the_rule_of_the_search():
 
 def test_agreement_by_hand():
     "Two users: one list as it should be, one with a swap and a miss."
-    from gti_nb.decode.beam import Beams
 
-    lists = lambda rows: Beams(torch.tensor(rows), torch.zeros(len(rows), len(rows[0])), torch.zeros(len(rows), len(rows[0]), 2))
+    def lists(rows):
+        return Beams(torch.tensor(rows), torch.zeros(len(rows), len(rows[0])), torch.zeros(len(rows), len(rows[0]), 2))
+
     table = beam_agreement(lists([[1, 2, 3, -1], [4, 6, 7, 9]]), lists([[1, 2, 3, -1], [4, 5, 6, 9]]), (1, 2, 4))
-    assert (
-        table.overlap.tolist() == [1, 0.75, 0.875]
-        and table.same_place.tolist() == [1, 0.75, 0.75]
-        and table.same_list.tolist() == [1, 0.5, 0.5]
-    )
+    assert table.overlap.tolist() == [1, 0.75, 0.875]
+    assert table.same_place.tolist() == [1, 0.75, 0.75]
+    assert table.same_list.tolist() == [1, 0.5, 0.5]
 
 
 def test_scores_that_are_no_numbers_and_lists_without_places_are_refused():

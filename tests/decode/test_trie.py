@@ -19,17 +19,17 @@ def trie_of(codes, sizes) -> SidTrie:
 def test_tables_equal_a_dictionary_of_prefixes(draw):
     rng = np.random.default_rng(draw)
     codes, sizes = random_catalogue(rng)
-    trie, words = trie_of(codes, sizes), sorted(set(map(tuple, codes.tolist())))
-    assert list(map(tuple, trie.leaves.tolist())) == words
-    assert [words[leaf] for leaf in trie.leaf_of] == list(map(tuple, codes.tolist()))
+    trie, sids = trie_of(codes, sizes), sorted(set(map(tuple, codes.tolist())))
+    assert list(map(tuple, trie.leaves.tolist())) == sids
+    assert [sids[leaf] for leaf in trie.leaf_of] == list(map(tuple, codes.tolist()))
     for level in range(len(sizes)):
-        prefixes = sorted({w[:level] for w in words})
-        below = [sorted({w[level] for w in words if w[:level] == p}) for p in prefixes]
+        prefixes = sorted({s[:level] for s in sids})
+        below = [sorted({s[level] for s in sids if s[:level] == p}) for p in prefixes]
         assert [allowed_codes(trie, p) for p in prefixes] == below
-        child, there = children(trie, level, torch.arange(len(prefixes)))
-        assert [trie.codes[level][c[t]].tolist() for c, t in zip(child, there)] == below
+        child, exists = children(trie, level, torch.arange(len(prefixes)))
+        assert [trie.codes[level][c[e]].tolist() for c, e in zip(child, exists, strict=True)] == below
     probes = torch.as_tensor(rng.integers(-1, max(sizes) + 1, size=(50, len(sizes))))
-    assert find_nodes(trie, probes).tolist() == [words.index(tuple(p)) if tuple(p) in words else -1 for p in probes.tolist()]
+    assert find_nodes(trie, probes).tolist() == [sids.index(tuple(p)) if tuple(p) in sids else -1 for p in probes.tolist()]
 
 
 @pytest.mark.parametrize("draw", range(20))
@@ -41,7 +41,7 @@ def test_closed_nodes_are_those_without_an_item_left(draw):
     for level, closed in enumerate(closed_nodes(trie, excluded)):
         prefixes = sorted({tuple(w[: level + 1]) for w in codes.tolist()})
         found = is_closed(closed, len(prefixes), torch.arange(len(prefixes)).expand(4, -1))
-        for row, gone in zip(found.tolist(), excluded):
+        for row, gone in zip(found.tolist(), excluded, strict=True):
             left = {tuple(w[: level + 1]) for w in np.delete(codes, gone.unique().numpy(), 0).tolist()}
             assert row == [p not in left for p in prefixes]
 
