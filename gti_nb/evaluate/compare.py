@@ -11,46 +11,50 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import DegenerateDataWarning, bootstrap, t
 
-from ..core import GTIError
+from ..core import GTIError, check_choice, check_int
 from .ranking import metric_columns
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #f2effbc4
-def _agree(frames: Mapping[str, list[pd.DataFrame]], columns: list[str], users: pd.Index, all_columns: bool) -> None:
-    "Refuse arms and seeds that were not evaluated alike."
-    for name, f in ((name, f) for name, seeds in frames.items() for f in seeds):
-        have = metric_columns(f)
-        missing = sorted(set(columns) ^ set(have)) if all_columns else [c for c in columns if c not in have]
-        if not f.index.is_unique:
-            raise GTIError(
-                f"{name}: user {f.index[f.index.duplicated()].tolist()[0]!r} is there more than once; every row needs a user of its own"
-            )
-        if len(f) != len(users) or not f.index.isin(users).all():
-            raise GTIError(
-                f"{name}: evaluated on {len(f)} users, others on {len(users)}, and they are not the same; evaluate all arms and seeds on the same users"
-            )
-        if missing or not columns:
-            raise GTIError(
-                f"{name}: has {', '.join(have) or 'no metric'}; {', '.join(missing) or 'one at least'} has to be in all frames; evaluate all arms with the same ks and measures"
-            )
-        unknown = f.index[~np.isfinite(f[columns].to_numpy(float)).all(1)].tolist()
-        if unknown:
-            raise GTIError(f"{name}: user {unknown[0]!r} has a metric that is NaN or infinite; every user needs a number")
+def _check_frame(name: str, frame: pd.DataFrame, columns: list[str], users: pd.Index, all_columns: bool) -> None:
+    "Refuse a frame of other users or other metrics, and metrics that are not finite."
+    have = metric_columns(frame)
+    missing = sorted(set(columns) ^ set(have)) if all_columns else [c for c in columns if c not in have]
+    if not frame.index.is_unique:
+        twice = frame.index[frame.index.duplicated()].tolist()[0]
+        raise GTIError(f"{name}: user {twice!r} occurs more than once; every row needs a user of its own")
+    if len(frame) != len(users) or not frame.index.isin(users).all():
+        raise GTIError(
+            f"{name}: evaluated on {len(frame)} users, others on {len(users)}, and they are not the same; "
+            "evaluate all arms and seeds on the same users"
+        )
+    if missing or not columns:
+        raise GTIError(
+            f"{name}: has {', '.join(have) or 'no metric'}; {', '.join(missing) or 'at least one'} has to be in all frames; "
+            "evaluate all arms with the same ks and measures"
+        )
+    unknown = frame.index[~np.isfinite(frame[columns].to_numpy(float)).all(1)].tolist()
+    if unknown:
+        raise GTIError(f"{name}: user {unknown[0]!r} has a metric that is NaN or infinite; every user needs a number")
 
 
-def _seeds_by_users(seeds: list[pd.DataFrame], users: pd.Index, metric: str) -> np.ndarray:
-    return np.stack([f[metric].loc[users].to_numpy(float) for f in seeds])
+def _seeds_by_users(frames: list[pd.DataFrame], users: pd.Index, metric: str) -> np.ndarray:
+    "One metric of all frames of an arm [seeds, users]."
+    return np.stack([frame[metric].loc[users].to_numpy(float) for frame in frames])
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #cf51433f
-def _seed_level(arm: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
-    "Standard errors of the difference of two arms [seeds, users], by users alone and in all, and the degrees of freedom of the second (inf: seeds add nothing that can be seen)."
+def _standard_errors(arm: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
+    "Of the difference of two arms [seeds, users]: by users alone, in all, and the degrees of freedom in all (inf: seeds add nothing)."
     n = arm.shape[1]
-    users, both, seeds = (arm.mean(0) - base.mean(0)).var(ddof=1) / n, 0.0, []
+    users = (arm.mean(0) - base.mean(0)).var(ddof=1) / n
+    both = 0.0
+    seeds = []  # variance of the mean over seeds and its degrees of freedom, per arm
     for x in (arm, base):
         if len(x) == 1:
             continue
-        rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+        rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()  # [seeds, users]: seed x user
         both += (rest**2).sum() / ((len(x) - 1) * (n - 1)) / (len(x) * n)
         seeds.append((x.mean(1).var(ddof=1) / len(x), len(x) - 1))
     total = sum(v for v, _ in seeds) + max(users - both, 0)
@@ -59,99 +63,118 @@ def _seed_level(arm: np.ndarray, base: np.ndarray) -> tuple[float, float, float]
     return float(np.sqrt(users)), float(np.sqrt(total)), float(total**2 / sum(v**2 / df for v, df in seeds))
 
 
-def _seeds_alone(users: float, both: float) -> bool:
-    "Whether the users agree to the last digits, and only seeds differ."
+def _only_seeds_differ(users: float, both: float) -> bool:
+    "Whether all users see the same difference, given the standard errors by users alone and in all."
     return users < 1e-6 * both
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #69d1b920
 def _stretch(arm: np.ndarray, base: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     "A factor for each of n draws of the users, so that the draws vary as users and seeds do together and have the tails of t."
-    users, both, df = _seed_level(arm, base)
+    users, both, df = _standard_errors(arm, base)
     return both / users * np.sqrt(df / rng.chisquare(df, n)) if np.isfinite(df) else np.ones(n)
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #5fc354a7
 def _ratio(arm: np.ndarray, base: np.ndarray, axis: int = -1) -> np.ndarray:
+    "Mean of the arm over mean of the baseline."
     with np.errstate(divide="ignore", invalid="ignore"):
         return arm.mean(axis) / base.mean(axis)
 
 
 def _flipped(difference: np.ndarray, n: int, batch: int, rng: np.random.Generator) -> np.ndarray:
-    "Means of n copies of the users' differences, every sign of every copy the toss of a coin."
-    signs = lambda rows: rng.integers(0, 2, (rows, len(difference)), dtype=np.int8) * 2 - 1
-    return np.concatenate([signs(min(batch, n - start)) @ difference for start in range(0, n, batch)]) / len(difference)
+    "Means of n copies of the users' differences, every sign of every copy decided by a coin."
+    means = []
+    for start in range(0, n, batch):
+        rows = min(batch, n - start)
+        signs = rng.integers(0, 2, (rows, len(difference)), dtype=np.int8) * 2 - 1
+        means.append(signs @ difference)
+    return np.concatenate(means) / len(difference)
 
 
 def _p_values(arm: np.ndarray, base: np.ndarray, resamples: int, batch: int, seed: int) -> dict[str, float]:
-    "For users and seeds, and for users alone: how often chance makes a difference as large, arm and base [seeds, users]."
+    "How often chance makes a difference as large, for users and seeds and for users alone; arm and base [seeds, users]."
     difference = arm.mean(0) - base.mean(0)
     if not difference.any():
         return dict(p=1.0, p_users=1.0)
-    null, (users, both, df) = _flipped(difference, resamples, batch, np.random.default_rng(seed)), _seed_level(arm, base)
-    share = lambda draws: float((1 + (abs(draws) >= abs(difference.mean()) * (1 - 1e-9)).sum()) / (1 + resamples))
-    if _seeds_alone(users, both):
+    null = _flipped(difference, resamples, batch, np.random.default_rng(seed))
+    users, both, df = _standard_errors(arm, base)
+
+    def share(draws: np.ndarray) -> float:
+        return float((1 + (abs(draws) >= abs(difference.mean()) * (1 - 1e-9)).sum()) / (1 + resamples))
+
+    if _only_seeds_differ(users, both):
         return dict(p=float(2 * t.sf(abs(difference.mean()) / both, df)), p_users=share(null))
     return dict(p=share(null * _stretch(arm, base, resamples, np.random.default_rng(seed))), p_users=share(null))
+
+# %% ../../nbs/13_evaluate/03_compare.ipynb #27e9c6d0
+def _interval(arm: np.ndarray, base: np.ndarray, ratio: float, resamples: int, batch: int, seed: int) -> tuple[float, float]:
+    "The 95 % interval of the ratio of two arms [seeds, users]."
+    means = arm.mean(0), base.mean(0)
+    users, both, df = _standard_errors(arm, ratio * base)
+    if _only_seeds_differ(users, both):
+        low, high = ratio * np.exp(t.ppf([0.025, 0.975], df, scale=both / means[0].mean()))
+        return low, high
+    with warnings.catch_warnings():  # scipy's own interval cannot hold infinite ratios, and is not used
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        how = dict(paired=True, vectorized=True, n_resamples=resamples, batch=batch, method="percentile")
+        draws = bootstrap(means, _ratio, rng=np.random.default_rng(seed), **how).bootstrap_distribution
+    draws = ratio * (draws / ratio) ** _stretch(arm, ratio * base, resamples, np.random.default_rng(seed))
+    low, high = np.quantile(draws[~np.isnan(draws)], [0.025, 0.975], method="inverted_cdf")
+    return low, high
 
 
 def _paired(arm: np.ndarray, base: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
     "Relative gain of arm over base, both [seeds, users], with its interval and p-values."
-    users, batch = (arm.mean(0), base.mean(0)), max(1, 5_000_000 // arm.shape[1])
-    ratio, found = _ratio(*users), _p_values(arm, base, resamples, batch, seed)
-    if not users[1].any():
+    batch = max(1, 5_000_000 // arm.shape[1])
+    found = _p_values(arm, base, resamples, batch, seed)
+    if not base.mean(0).any():
         return found | dict(gain=np.nan, low=np.nan, high=np.nan)
-    if not users[0].any():
+    if not arm.mean(0).any():
         return found | dict(gain=-1.0, low=np.nan, high=np.nan)
-    seeds = _seed_level(arm, ratio * base)
-    if _seeds_alone(*seeds[:2]):
-        low, high = ratio * np.exp(t.ppf([0.025, 0.975], seeds[2], scale=seeds[1] / users[0].mean()))
-        return found | dict(gain=ratio - 1, low=low - 1, high=high - 1)
-    with warnings.catch_warnings():  # scipy's own interval has no place for infinite ratios, and is not used
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        draws = bootstrap(
-            users,
-            _ratio,
-            paired=True,
-            vectorized=True,
-            n_resamples=resamples,
-            batch=batch,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    draws = ratio * (draws / ratio) ** _stretch(arm, ratio * base, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(draws[~np.isnan(draws)], [0.025, 0.975], method="inverted_cdf")
-    return found | dict(gain=ratio - 1, low=low - 1, high=high - 1)
+    ratio = float(_ratio(arm.mean(0), base.mean(0)))
+    low, high = _interval(arm, base, ratio, resamples, batch, seed)
+    return found | dict(gain=ratio - 1, low=float(low) - 1, high=float(high) - 1)
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #76c465f7
 def holm(
-    p: Sequence[float],  # p-values of one family of tests
-) -> np.ndarray:  # adjusted p-values, in the same order
-    "Holm's step-down adjustment: i-th smallest p times (n - i + 1), never below a smaller one's, at most 1."
-    p = np.asarray(p, float)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    p: ArrayLike,  # p-values of one family of tests [n]
+) -> np.ndarray:  # adjusted p-values in the same order [n]
+    "Holm's step-down adjustment: the i-th smallest p times (n - i + 1), never below a smaller one's, at most 1."
+    values = np.asarray(p, float)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
     return adjusted[np.argsort(order, kind="stable")]
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #5c3ea479
+def _checked_arms(
+    frames: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], baseline: str, columns: Sequence[str] | None
+) -> tuple[dict[str, list[pd.DataFrame]], list[str]]:
+    "The frames of each arm and the metrics to compare, after the checks that make a comparison possible."
+    check_choice("baseline", baseline, frames)
+    arms = {name: [given] if isinstance(given, pd.DataFrame) else list(given) for name, given in frames.items()}
+    empty = [name for name, seeds in arms.items() if not seeds]
+    if empty:
+        raise GTIError(f"{empty[0]}: got no frame; expected one per seed")
+    first = arms[baseline][0]
+    metrics = metric_columns(first) if columns is None else list(dict.fromkeys(columns))
+    for name, seeds in arms.items():
+        for frame in seeds:
+            _check_frame(name, frame, metrics, first.index, columns is None)
+    if len(first) < 2:
+        raise GTIError(f"{baseline}: evaluated on {len(first)} users, allowed: 2 and up")
+    return arms, metrics
+
+
 def compare(
-    frames: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],  # arm -> per-user frame, or one frame a seed; the same users everywhere
-    baseline: str = "mean",  # the arm all others are compared with
-    resamples: int = 2000,  # of the bootstrap and of the permutation test, 100 at least
+    frames: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],  # arm -> per-user frame, or one frame per seed; the same users everywhere
+    baseline: str = "mean",  # the arm that all others are compared with
+    resamples: int = 2000,  # of the bootstrap and of the permutation test, at least 100
     seed: int = 0,  # of both
     columns: Sequence[str] | None = None,  # metrics to compare, such as ["recall@10", "ndcg@10"]; None: all
 ) -> pd.DataFrame:  # indexed by (metric, arm): mean, gain, low, high (relative, 95 %), p, p_holm (of p), p_users, users, seeds
-    "Every arm against the baseline, paired by user, with seeds as a level above."
-    if baseline not in frames:
-        raise GTIError(f"baseline: got {baseline!r}, allowed: {', '.join(map(repr, frames))}")
-    if resamples < 100:
-        raise GTIError(f"resamples: got {resamples}, allowed: 100 and up; fewer cannot place the ends of a 95 % interval")
-    arms = {name: [f] if isinstance(f, pd.DataFrame) else list(f) for name, f in frames.items()}
-    empty = [name for name, seeds in arms.items() if not seeds]
-    if empty:
-        raise GTIError(f"{empty[0]}: got no frame; expected one a seed")
-    metrics, users = metric_columns(arms[baseline][0]) if columns is None else list(dict.fromkeys(columns)), arms[baseline][0].index
-    _agree(arms, metrics, users, columns is None)
-    if len(users) < 2:
-        raise GTIError(f"{baseline}: evaluated on {len(users)} users, allowed: 2 and up")
+    "Every arm against the baseline, paired by user, with the variance between seeds included."
+    arms, metrics = _checked_arms(frames, baseline, columns)
+    check_int("resamples", resamples, 100)  # fewer cannot place the ends of a 95 % interval
+    users = arms[baseline][0].index
     rows = []
     for metric in metrics:
         base = _seeds_by_users(arms[baseline], users, metric)
@@ -159,34 +182,31 @@ def compare(
             arm = _seeds_by_users(seeds, users, metric)
             row = dict(metric=metric, arm=name, mean=arm.mean(), users=len(users), seeds=len(seeds))
             rows.append(row | (_paired(arm, base, resamples, seed) if name != baseline else {}))
-    table = pd.DataFrame(
-        rows, columns=["metric", "arm", "mean", "gain", "low", "high", "p", "p_holm", "p_users", "users", "seeds"]
-    ).set_index(["metric", "arm"])
+    names = ["metric", "arm", "mean", "gain", "low", "high", "p", "p_holm", "p_users", "users", "seeds"]
+    table = pd.DataFrame(rows, columns=names).set_index(["metric", "arm"])
     tested = table["p"].notna()
     table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
     return table
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #474434e5
+def _gain_text(row: pd.Series, is_baseline: bool) -> str:
+    "One cell of the table."
+    if is_baseline:
+        return f"{row['mean']:.4f}"
+    if np.isnan(row.gain):
+        return f"{row['mean']:.4f} (baseline 0)"
+    if np.isnan(row.low):
+        return "-100 % (finds nothing)"
+    return f"{row.gain:+.1%} ({row.low:+.0%} to {row.high:+.0%}){'*' if row.p_holm < 0.05 else ''}".replace("%", " %")
+
+
 def gain_table(
     compared: pd.DataFrame,  # from `compare`
-    baseline: str = "mean",  # the arm the gains are over
-) -> pd.DataFrame:  # text: a line an arm, a column a metric
+    baseline: str = "mean",  # the arm that the gains are over
+) -> pd.DataFrame:  # text: one row per arm, one column per metric
     "Relative gains with their 95 % intervals, for reading."
-    if baseline not in compared.index.get_level_values("arm"):
-        raise GTIError(
-            f"baseline: got {baseline!r}, allowed: {', '.join(map(repr, dict.fromkeys(compared.index.get_level_values('arm'))))}"
-        )
-
-    def cell(row):
-        if row.name[1] == baseline:
-            return f"{row['mean']:.4f}"
-        if np.isnan(row.gain):
-            return f"{row['mean']:.4f} (baseline 0)"
-        if np.isnan(row.low):
-            return "-100 % (finds nothing)"
-        return f"{row.gain:+.1%} ({row.low:+.0%} to {row.high:+.0%}){'*' if row.p_holm < 0.05 else ''}".replace("%", " %")
-
-    cells = compared.apply(cell, axis=1).unstack("metric")
-    return cells.loc[
-        list(dict.fromkeys(compared.index.get_level_values("arm"))), list(dict.fromkeys(compared.index.get_level_values("metric")))
-    ].rename_axis(columns=None)
+    arms = list(dict.fromkeys(compared.index.get_level_values("arm")))
+    metrics = list(dict.fromkeys(compared.index.get_level_values("metric")))
+    check_choice("baseline", baseline, arms)
+    cells = {metric: [_gain_text(compared.loc[(metric, arm)], arm == baseline) for arm in arms] for metric in metrics}
+    return pd.DataFrame(cells, index=pd.Index(arms, name="arm"))

@@ -1,6 +1,5 @@
 "Baselines against slow ones written out with dictionaries, on random data; what they may not read or list; the figures others publish."
 
-import importlib
 from collections import Counter, defaultdict
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from gti_nb.core import GTIError
 from gti_nb.data.dataset import RecDataset, load_dataset
 from gti_nb.data.queries import load_queries
 from gti_nb.data.splits import Split
+from gti_nb.evaluate import sasrec
 from gti_nb.evaluate.baselines import item_counts, item_knn, popularity, rank_items, repeat_last, text_knn, tfidf_search, transitions
 from gti_nb.evaluate.classical import BASELINES, baseline_lists
 from gti_nb.evaluate.ranking import evaluate_ranking, metrics
@@ -23,7 +23,10 @@ COUNTING = ["popularity", "repeat-last", "transitions", "item-knn", "text-knn"]
 
 def random_split(seed, repeats=False, n_users=25, n_items=18, max_history=None):
     rng = np.random.default_rng(seed)
-    take = lambda: rng.integers(n_items, size=rng.integers(3, 14)) if repeats else rng.permutation(n_items)[: rng.integers(3, 14)]
+
+    def take():
+        return rng.integers(n_items, size=rng.integers(3, 14)) if repeats else rng.permutation(n_items)[: rng.integers(3, 14)]
+
     sequences = [take() for _ in range(n_users)]
     return Split(
         [s[:-2] for s in sequences],
@@ -53,7 +56,7 @@ def slow_list(split, user, which, width, near, recent=5):
 def slow_transitions(split):
     beside = defaultdict(Counter)
     for s in split.train:
-        for a, b in zip(s.tolist(), s[1:].tolist()):
+        for a, b in zip(s[:-1].tolist(), s[1:].tolist(), strict=True):
             beside[a][b] += 1
             beside[b][a] += 1
     return defaultdict(dict, {i: {j: c / sum(row.values()) for j, c in row.items()} for i, row in beside.items()})
@@ -155,13 +158,18 @@ def test_names_of_items_do_not_matter(name):
     assert (np.append(new, -1)[a] == b).mean() > 0.95
 
 
+def in_turn(scores):
+    "A score function that gives the rows one after the other."
+    rows = iter(scores)
+    return lambda histories: np.stack([next(rows) for _ in histories])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_rank_items_equals_a_full_sort_with_ties(seed):
     split = random_split(seed)
     scores = np.random.default_rng(seed).integers(0, 4, (split.n_users, split.n_items)).astype(float)
     for block in (1, 7, 256):
-        place = iter(scores)
-        lists = rank_items(split, "test", 8, lambda histories: np.stack([next(place) for _ in histories]), block)
+        lists = rank_items(split, "test", 8, in_turn(scores), block)
         for user, row in enumerate(lists.tolist()):
             left = [i for i in range(split.n_items) if i not in split.past(user)]
             assert row == (sorted(left, key=lambda i: (-scores[user, i], i)) + [-1] * 8)[:8]
@@ -228,10 +236,8 @@ def test_refusals(call, says):
 
 
 def test_sasrec_is_one_of_them(monkeypatch):
-    "By name, with the seed that was asked for; torch is not imported for the others."
-    module = importlib.import_module("gti_nb.evaluate.sasrec")
-    monkeypatch.setattr(module, "GRID", [dict(dim=8, epochs=1)])
-    monkeypatch.setattr(module.tune_sasrec, "__defaults__", ([dict(dim=8, epochs=1)], *module.tune_sasrec.__defaults__[1:]))
+    "By name, with the seed that was asked for."
+    monkeypatch.setattr(sasrec, "GRID", [dict(dim=8, epochs=1)])
     split = load_dataset("toy").leave_one_out()
     lists = [baseline_lists("sasrec", split, "valid", 5, seed=s, progress=False) for s in (0, 0, 1)]
     assert lists[0].shape == (split.n_users, 5) and np.array_equal(lists[0], lists[1]) and not np.array_equal(lists[0], lists[2])
@@ -273,9 +279,42 @@ def test_tfidf_of_items_without_words():
 
 
 def test_popularity_is_what_others_report_on_movielens():
-    """Leave-one-out on MovieLens-100K, all unseen items ranked: TopPop has R@5 .052 and R@10 .087 among all 1,682 items (Shehzad, Ferrari Dacrema and Jannach 2025, arXiv 2501.10143,
-    https://faisalse.github.io/IntentAwareRS/tables_window/tables_window-IDSNR.html). Equal times of events leave open which film is the last, so the targets are not the same: within two standard errors."""
+    """Leave-one-out on MovieLens-100K, all unseen items ranked: TopPop has R@5 .052 and R@10 .087 among all 1,682 items.
+
+    Source: Shehzad, Ferrari Dacrema and Jannach 2025, arXiv 2501.10143,
+    https://faisalse.github.io/IntentAwareRS/tables_window/tables_window-IDSNR.html.
+    Equal times of events leave open which film is the last, so the targets are not the same: within two standard errors.
+    """
     split = load_dataset("movielens-100k").leave_one_out()
     found = metrics(evaluate_ranking(popularity(split), split.test, ks=(5, 10)))
     for name, theirs in (("recall@5", 0.052), ("recall@10", 0.087)):
         assert abs(found[name] - theirs) < 2 * (theirs * (1 - theirs) / split.n_users) ** 0.5
+
+
+TINY = Split(
+    train=[np.array([0, 1, 2]), np.array([1, 2, 3]), np.array([1, 0])], valid=np.array([3, 4, 2]), test=np.array([4, 0, 5]), n_items=6
+)
+
+
+def test_popularity_by_hand():
+    # training counts of items 0..5: 2 3 2 1 0 0; the first user has seen 0 1 2, and 3 before the test item
+    assert popularity(TINY, "valid", width=3)[0].tolist() == [3, 4, 5]
+    assert popularity(TINY, "test", width=3)[0].tolist() == [4, 5, -1]
+    assert popularity(TINY, "valid", width=2)[2].tolist() == [2, 3]
+
+
+def test_transitions_by_hand():
+    # neighbours, either order: 0-1 twice, 1-2 twice, 2-3 once; the third user ends with 0, whose only neighbour he has seen
+    assert transitions(TINY, "valid", width=3, recent=1)[2].tolist() == [2, 3, 4]
+    assert transitions(TINY, "valid", width=1, recent=1)[0].tolist() == [3]
+    assert transitions(TINY, "valid", width=4, recent=1)[1].tolist() == [0, 4, 5, -1]
+    # before the test item the third user has also 2, so its neighbour 3 leads
+    assert transitions(TINY, "test", width=1)[2].tolist() == [3]
+
+
+def test_baselines_never_read_what_is_held_out():
+    changed = Split(**{**vars(TINY), "test": np.array([5, 5, 4])})
+    for baseline in (popularity, transitions):
+        assert np.array_equal(baseline(TINY, "test"), baseline(changed, "test"))
+        later = Split(**{**vars(TINY), "valid": np.array([5, 5, 4])})
+        assert np.array_equal(baseline(TINY, "valid"), baseline(later, "valid"))

@@ -1,4 +1,4 @@
-"The comparison of arms: against known answers, its coverage and its false alarms, with and without seeds; the committed study from its users."
+"""The comparison of arms: known answers, coverage and false alarms, with and without seeds; the committed study from its users."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def study(rng, seeds=(3, 3), users=200, between=0.0, shift=0.0):
 
 @pytest.mark.parametrize("seeds, between", [((1, 1), 0), ((3, 3), 0), ((3, 3), 0.2), ((3, 3), 0.6), ((5, 2), 0.3), ((3, 1), 0)])
 def test_false_alarms_are_about_five_in_a_hundred(seeds, between):
-    "400 studies in which the arms are one method: at 5 % the binomial gives 11 to 29; designs in which seeds add nothing stay somewhat below."
+    "400 studies of two equal arms: at 5 % the binomial gives 11 to 29; designs in which seeds add nothing stay somewhat below."
     p = [row_of(study(np.random.default_rng(i), seeds, between=between), resamples=200)["p"] for i in range(400)]
     assert 8 <= np.sum(np.array(p) < 0.05) <= 30
     assert 150 <= np.sum(np.array(p) < 0.5) <= 250
@@ -58,9 +58,11 @@ def test_the_interval_holds_the_true_gain(seeds, between):
 
 
 def test_more_seeds_narrow_the_interval():
-    width = lambda n: np.median(
-        [r["high"] - r["low"] for r in (row_of(study(np.random.default_rng(i), (n, n), between=0.3), resamples=200) for i in range(20))]
-    )
+
+    def width(n):
+        rows = [row_of(study(np.random.default_rng(i), (n, n), between=0.3), resamples=200) for i in range(20)]
+        return np.median([r["high"] - r["low"] for r in rows])
+
     assert width(2) > 1.5 * width(4) > 1.5 * width(12)
 
 
@@ -167,13 +169,13 @@ def test_arm_that_never_hits_and_arms_that_hardly_do():
         (lambda f: {"mean": f, "gti": f.assign(**{"ndcg@10": 1.0})}, {}, "ndcg@10 has to be in all frames"),
         (lambda f: {"mean": f, "gti": [f, f[1:]]}, {}, "gti: evaluated on 2 users, others on 3"),
         (lambda f: {"mean": f, "gti": f.set_axis([7, 8, 9])}, {}, "not the same"),
-        (lambda f: {"mean": f, "gti": pd.concat([f, f])}, {}, "user 0 is there more than once"),
+        (lambda f: {"mean": f, "gti": pd.concat([f, f])}, {}, "user 0 occurs more than once"),
         (lambda f: {"mean": f, "gti": []}, {}, "gti: got no frame"),
         (lambda f: {"mean": f, "gti": f.replace(1.0, np.nan)}, {}, "gti: user 0 has a metric that is NaN"),
         (lambda f: {"mean": f[["target"]], "gti": f}, {}, "mean: has no metric"),
         (lambda f: {"mean": f[:1], "gti": f[:1]}, {}, "allowed: 2 and up"),
         (lambda f: {"mean": f, "gti": f}, {"resamples": 10}, "resamples: got 10"),
-        (lambda f: {"mean": f, "gti": f}, {"columns": []}, "one at least"),
+        (lambda f: {"mean": f, "gti": f}, {"columns": []}, "at least one has to be in all frames"),
         (lambda f: {"mean": f, "gti": f}, {"baseline": "men"}, "baseline: got 'men'"),
     ],
 )
@@ -214,14 +216,17 @@ def test_the_committed_study_follows_from_its_users():
 def lists_with(frame, width=20):
     "Lists of other items that have each target at its rank."
     lists = np.arange(width) + 10_000 + np.zeros((len(frame), 1), int)
-    for row, target, rank in zip(lists, frame["target"], frame["rank"]):
+    for row, target, rank in zip(lists, frame["target"], frame["rank"], strict=True):
         if rank == rank:
             row[int(rank) - 1] = target
     return lists
 
 
 def test_where_all_users_see_the_same_difference_seeds_alone_decide():
-    frame = lambda value: pd.DataFrame({"ndcg@10": np.full(20, value)})
+
+    def frame(value):
+        return pd.DataFrame({"ndcg@10": np.full(20, value)})
+
     base, arm = (0.5, 0.1, 0.9), (0.6, 0.2, 0.95)
     row = compare({"mean": [frame(v) for v in base], "x": [frame(v) for v in arm]}).loc[("ndcg@10", "x")]
     assert row.p == pytest.approx(ttest_ind(arm, base, equal_var=False).pvalue, abs=1e-6) and row.low < 0 < row.high

@@ -11,7 +11,16 @@ from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.data.splits import Split
 from gti_nb.evaluate.ranking import evaluate_ranking
-from gti_nb.evaluate.sasrec import SASRec, SASRecConfig, _batches, _loss, _windows, sasrec_lists, train_sasrec, tune_sasrec
+from gti_nb.evaluate.sasrec import (
+    SASRec,
+    SASRecConfig,
+    epoch_batches,
+    next_item_loss,
+    sasrec_lists,
+    train_sasrec,
+    training_windows,
+    tune_sasrec,
+)
 
 QUICK = SASRecConfig(dim=16, window=8, batch_size=64, dropout=0.2, epochs=4, learning_rate=1e-2)
 
@@ -69,7 +78,7 @@ def test_loss_is_the_mean_over_real_places(toy):
     model = SASRec(toy.n_items, QUICK).eval()
     batch = [(np.array([1, 2, 3]), np.array([2, 3, 4])), (np.array([7]), np.array([8]))]
     single = [-model.score([inputs[: k + 1]])[0].log_softmax(-1)[targets[k]] for inputs, targets in batch for k in range(len(inputs))]
-    assert _loss(model, batch).item() == pytest.approx(torch.stack(single).mean().item(), rel=1e-5)
+    assert next_item_loss(model, batch).item() == pytest.approx(torch.stack(single).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,15 +86,15 @@ def test_every_item_but_the_first_is_a_target_once(seed):
     rng = np.random.default_rng(seed)
     sequences = [np.arange(1000 * u, 1000 * u + rng.integers(2, 40)) for u in range(30)]
     config = SASRecConfig(window=7, batch_size=20)
-    windows = [w for batch in _batches(sequences, config, rng) for w in batch]
+    windows = [w for batch in epoch_batches(sequences, config, rng) for w in batch]
     assert sorted(np.concatenate([t for _, t in windows]).tolist()) == sorted(i for s in sequences for i in s[1:].tolist())
     assert all(len(inputs) <= 7 and (targets == inputs + 1).all() for inputs, targets in windows)
-    assert all(sum(len(t) for _, t in batch) < 20 + 7 for batch in _batches(sequences, config, rng))
+    assert all(sum(len(t) for _, t in batch) < 20 + 7 for batch in epoch_batches(sequences, config, rng))
 
 
 def test_cuts_move_from_epoch_to_epoch():
     rng = np.random.default_rng(0)
-    firsts = {len(min(_windows([np.arange(30)], 10, rng), key=lambda w: w[0][0])[0]) for _ in range(60)}
+    firsts = {len(min(training_windows([np.arange(30)], 10, rng), key=lambda w: w[0][0])[0]) for _ in range(60)}
     assert firsts == set(range(1, 11))
 
 
@@ -94,7 +103,7 @@ def test_seeds_decide_and_leave_the_global_state_alone(toy):
     before = torch.random.get_rng_state()
     a, b, c = (train_sasrec(toy, replace(QUICK, seed=s), "cpu", progress=False) for s in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert a.history.equals(b.history) and all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters()))
+    assert a.history.equals(b.history) and all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
     assert not a.history.equals(c.history)
 
 
