@@ -3,9 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/rqvae.py --epochs 200
     OMP_NUM_THREADS=1 python benchmarks/rqvae.py --epochs 200 --vectors vectors.safetensors
 
-The recipe: MLP 2048-1024-512-256-128-64 -> 32 with Xavier weights and ReLU, AdamW (1e-3, weight decay 1e-4), batches of 1,024, k-means start from the first batch, commitment .25. ResidualVQ has no Sinkhorn-Knopp, which LC-Rec uses on the last level in training;
-its codebooks follow their items by moving averages (`ema`, its default) or by gradient (`gradient`, as LC-Rec's do; items and codes then pull with equal weight). LC-Rec feeds vectors as they are; the arms with `+scale` get them centred and scaled as ours does.
-Codes of all arms are the nearest ones, before any collision policy. Ours ends with a reseeding of dead codes; `unaided` is the mean utilization at the last measurement before it. Items with equal vectors collide in every arm: the floor.
+The recipe: MLP 2048-1024-512-256-128-64 -> 32 with Xavier weights and ReLU, AdamW (1e-3, weight decay 1e-4), batches of 1,024, k-means
+start from the first batch, commitment .25. ResidualVQ has no Sinkhorn-Knopp, which LC-Rec uses on the last level in training. Its codebooks
+follow their items by moving averages (`ema`, its default) or by gradient (`gradient`, as LC-Rec's do; items and codes then pull with equal
+weight). LC-Rec uses vectors as they are; the arms with `+scale` get them centred and scaled as ours does.
+Codes of all arms are the nearest ones, before any collision policy. Ours ends with a reseeding of dead codes; `unaided` is the mean
+utilization at the last measurement before it. Items with equal vectors collide in every arm: the floor.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import time
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from vectors import load_vectors
 
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.rqvae import PRESETS, RQVAE, RQVAENetwork, rqvae_config
@@ -81,10 +85,8 @@ def lcrec(arm: str, vectors: torch.Tensor, epochs: int, seed: int) -> dict:
     vq.eval()
     with torch.no_grad():
         parts = [vq(network.encoder(part))[:2] for part in x.split(8192)]
-        left = (
-            sum((network.decoder(q) - part).square().sum().item() for (q, _), part in zip(parts, x.split(8192)))
-            / (x - x.mean(0)).square().sum().item()
-        )
+        errors = [(network.decoder(q) - part).square().sum().item() for (q, _), part in zip(parts, x.split(8192), strict=True)]
+        left = sum(errors) / (x - x.mean(0)).square().sum().item()
     return report(arm, torch.cat([codes for _, codes in parts]), config.codes, left, time.process_time() - start)
 
 
@@ -104,20 +106,18 @@ def compare(
     table = pd.DataFrame(rows).groupby("arm", sort=False).mean()
     mine, theirs = table.loc["paper"], table.drop(index="paper")
     levels = [c for c in table if c.startswith("utilization")]
-    print(
-        f"{name}: {len(vectors)} items, {epochs} epochs, {PRESETS['paper'].levels} x {PRESETS['paper'].codes} codes, {seeds} seeds, {torch.get_num_threads()} threads, floor {1 - len(vectors.unique(dim=0)) / len(vectors):.4f}"
-    )
+    floor = 1 - len(vectors.unique(dim=0)) / len(vectors)
+    sizes = f"{PRESETS['paper'].levels} x {PRESETS['paper'].codes} codes"
+    threads = torch.get_num_threads()
+    print(f"{name}: {len(vectors)} items, {epochs} epochs, {sizes}, {seeds} seeds, {threads} threads, floor {floor:.4f}")
     print(table.round(4).to_string())
-    print(
-        f"collision: paper {mine.collision:.4f}, best of LC-Rec {theirs.collision.min():.4f}; mean utilization: paper {mine[levels].mean():.4f}, best of LC-Rec {theirs[levels].mean(axis=1).max():.4f}"
-    )
+    print(f"collision: paper {mine.collision:.4f}, best of LC-Rec {theirs.collision.min():.4f}")
+    print(f"mean utilization: paper {mine[levels].mean():.4f}, best of LC-Rec {theirs[levels].mean(axis=1).max():.4f}")
 
 
 def main() -> None:
-    from tokenization import load_vectors
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vectors", help="as benchmarks/tokenization.py takes it")
+    parser.add_argument("--vectors", help="as benchmarks/vectors.py takes it")
     for flag, value, text in [("epochs", 200, "epochs of every arm"), ("seeds", 1, "runs of every arm")]:
         parser.add_argument(f"--{flag}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--arms", nargs="+", default=["ema", "gradient", "ema+scale", "gradient+scale"], help="kinds of LC-Rec arms")

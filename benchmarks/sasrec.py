@@ -1,15 +1,25 @@
-"""Our SASRec against RecBole's: the same users, items and order, the same settings, leave-one-out, full ranking. Are they the same network, and do they reach the same NDCG?
+"""Our SASRec against RecBole's: are they the same network, and do they reach the same NDCG?
 
-    python benchmarks/sasrec.py export FOLDER --max-events 20     # MovieLens-100K, the 20 latest events of a user, as RecBole's atomic files; --data for another data set
-    python3.11 -m venv REC; REC/bin/pip install torch 'numpy<2' 'pandas<3' scipy scikit-learn tensorboard tabulate texttable thop psutil pyyaml tqdm colorlog==4.7.2 colorama==0.4.4
-    REC/bin/pip install --no-deps recbole==1.2.1                  # an environment of its own: its pins do not fit beside ours
+Both see the same users, items and order, have the same settings, and are evaluated leave-one-out with full ranking.
+
+    # MovieLens-100K, the 20 latest events of a user, as RecBole's atomic files; --data for another data set
+    python benchmarks/sasrec.py export FOLDER --max-events 20
+    # RecBole needs an environment of its own, since its pinned dependencies conflict with ours
+    python3.11 -m venv REC
+    REC/bin/pip install torch 'numpy<2' 'pandas<3' scipy scikit-learn tensorboard tabulate texttable thop psutil pyyaml tqdm
+    REC/bin/pip install colorlog==4.7.2 colorama==0.4.4
+    REC/bin/pip install --no-deps recbole==1.2.1
     OMP_NUM_THREADS=1 REC/bin/python benchmarks/sasrec.py recbole FOLDER --window 20 --seeds 0 1 2
     OMP_NUM_THREADS=1 python benchmarks/sasrec.py ours FOLDER --window 20 --seeds 0 1 2
-    python benchmarks/sasrec.py export WHOLE; OMP_NUM_THREADS=1 python benchmarks/sasrec.py ours WHOLE --batch 1024   # all of MovieLens-100K, ours alone: to hold against published figures
+    # all of MovieLens-100K, ours alone, to compare with published figures
+    python benchmarks/sasrec.py export WHOLE
+    OMP_NUM_THREADS=1 python benchmarks/sasrec.py ours WHOLE --batch 1024
 
-Both: cross entropy over all items, 2 layers, 2 heads, width 64, dropout .5, Adam at 1e-3, early stopping on the NDCG@10 of the validation item with 10 epochs of patience, what the user has ranked among the rest (RecBole's way for sequences).
-RecBole makes a row of every prefix, padded to the window, with one target; ours has a target at every place of a window, so that an epoch has the same targets at a fraction of the work. A whole MovieLens-100K takes RecBole some 200 s an epoch on one core, hence --max-events.
-Columns with `unseen` rank without what the user has, the rule of this library; the same models.
+Both use cross entropy over all items, 2 layers, 2 heads, width 64, dropout .5, Adam at 1e-3, and early stopping on the NDCG@10 of the
+validation item with 10 epochs of patience. What the user has is ranked among the rest (RecBole's way for sequences).
+RecBole makes a row of every prefix, padded to the window, with one target. Ours has a target at every place of a window, so an epoch has the
+same targets at a fraction of the work. One epoch on all of MovieLens-100K takes RecBole some 200 s on one core, hence --max-events.
+Columns with `unseen` rank without what the user has, the rule of this library; the models are the same.
 `same network` is the largest difference of any score when RecBole's trained weights are put into our network.
 """
 
@@ -19,6 +29,7 @@ import os
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +93,14 @@ def recbole(folder: Path, seed: int, window: int, batch: int, epochs: int) -> No
     dataset = create_dataset(config)
     train, valid, test = data_preparation(config, dataset)
     model = SASRec(config, train.dataset).to(config["device"])
-    start, trainer = time.perf_counter(), Trainer(config, model)
+    start = time.perf_counter()
+    trainer = Trainer(config, model)
     trainer.fit(train, valid, saved=True, show_progress=False)
     seconds = time.perf_counter() - start
     model.load_state_dict(torch.load(trainer.saved_model_file, weights_only=False)["state_dict"])
     model.eval()
-    columns, scores = (
-        np.array([int(token) for token in dataset.id2token("item_id", np.arange(1, dataset.item_num))]),
-        np.empty((dataset.user_num - 1, dataset.item_num - 1), np.float32),
-    )
+    columns = np.array([int(token) for token in dataset.id2token("item_id", np.arange(1, dataset.item_num))])
+    scores = np.empty((dataset.user_num - 1, dataset.item_num - 1), np.float32)
     with torch.no_grad():
         for batch in test:
             users = [int(token) for token in dataset.id2token("user_id", batch[0]["user_id"].numpy())]
@@ -121,17 +131,16 @@ def ported(weights: dict, window: int):
         "norm.bias": weights["LayerNorm.bias"],
     }
     for n in range(2):
+        ours, theirs = f"encoder.layers.{n}", f"trm_encoder.layer.{n}"
         for kind in ("weight", "bias"):
-            theirs = lambda name: weights[f"trm_encoder.layer.{n}.{name}.{kind}"]
+            projections = [weights[f"{theirs}.multi_head_attention.{part}.{kind}"] for part in ("query", "key", "value")]
             state |= {
-                f"encoder.layers.{n}.self_attn.in_proj_{kind}": np.concatenate(
-                    [theirs(f"multi_head_attention.{part}") for part in ("query", "key", "value")]
-                ),
-                f"encoder.layers.{n}.self_attn.out_proj.{kind}": theirs("multi_head_attention.dense"),
-                f"encoder.layers.{n}.norm1.{kind}": theirs("multi_head_attention.LayerNorm"),
-                f"encoder.layers.{n}.linear1.{kind}": theirs("feed_forward.dense_1"),
-                f"encoder.layers.{n}.linear2.{kind}": theirs("feed_forward.dense_2"),
-                f"encoder.layers.{n}.norm2.{kind}": theirs("feed_forward.LayerNorm"),
+                f"{ours}.self_attn.in_proj_{kind}": np.concatenate(projections),
+                f"{ours}.self_attn.out_proj.{kind}": weights[f"{theirs}.multi_head_attention.dense.{kind}"],
+                f"{ours}.norm1.{kind}": weights[f"{theirs}.multi_head_attention.LayerNorm.{kind}"],
+                f"{ours}.linear1.{kind}": weights[f"{theirs}.feed_forward.dense_1.{kind}"],
+                f"{ours}.linear2.{kind}": weights[f"{theirs}.feed_forward.dense_2.{kind}"],
+                f"{ours}.norm2.{kind}": weights[f"{theirs}.feed_forward.LayerNorm.{kind}"],
             }
     model.load_state_dict({name: torch.tensor(values) for name, values in state.items()})
     return model
@@ -150,6 +159,9 @@ def ours(folder: Path, seeds: list[int], window: int, batch: int, epochs: int) -
     dataset, split = load(json.loads((folder / "about.json").read_text()))
     rows, differences = [], []
 
+    def lists_of_scores(scores, s):
+        return rank_items(s, "test", 20, lambda histories: scores, block=s.n_users)
+
     def add(model: str, seed: int | None, lists, epochs=np.nan, seconds=np.nan) -> None:
         found = {
             f"{name}{rule}": value
@@ -166,17 +178,14 @@ def ours(folder: Path, seeds: list[int], window: int, batch: int, epochs: int) -
         with np.load(folder / f"recbole-{seed}.npz") as kept:
             weights = dict(kept)
         scores, said = weights.pop("scores"), json.loads((folder / f"recbole-{seed}.json").read_text())
-        differences.append(
-            float(np.abs(ported(weights, window).score([split.history(u) for u in range(split.n_users)]).numpy() - scores).max())
-        )
-        add(
-            "recbole", seed, lambda s: rank_items(s, "test", 20, lambda histories: scores, block=s.n_users), said["epochs"], said["seconds"]
-        )
+        again = ported(weights, window).score([split.history(u) for u in range(split.n_users)]).numpy()
+        differences.append(float(np.abs(again - scores).max()))
+        add("recbole", seed, partial(lists_of_scores, scores), said["epochs"], said["seconds"])
         assert abs(rows[-1]["ndcg@10"] - said["ndcg@10"]) < 1e-3, "RecBole's own figure differs from ours of its scores"
     for seed in seeds:
         start = time.perf_counter()
         result = train_sasrec(split, SASRecConfig(window=window, batch_size=batch, seed=seed, epochs=epochs), progress=False)
-        add("ours", seed, lambda s: sasrec_lists(result.model, s), len(result.history), time.perf_counter() - start)
+        add("ours", seed, partial(sasrec_lists, result.model), len(result.history), time.perf_counter() - start)
     table = pd.DataFrame(rows)
     print(dataset)
     print(table.round(4).to_string(index=False))
@@ -198,7 +207,7 @@ def main() -> None:
     parser.add_argument("--k-core", type=int, default=5)
     parser.add_argument("--max-events", type=int, help="only this many latest events of a user")
     parser.add_argument("--window", type=int, default=50, help="latest items the networks see")
-    parser.add_argument("--batch", type=int, default=256, help="targets a step")
+    parser.add_argument("--batch", type=int, default=256, help="targets per step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=300, help="at most")
     args = parser.parse_args()

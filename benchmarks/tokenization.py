@@ -1,4 +1,6 @@
-"""Quantizers against their peers on the same vectors, level by level: squared error and process CPU time, all arms interleaved in one process.
+"""Quantizers against their peers on the same vectors, level by level.
+
+Squared error and process CPU time; all arms alternate in one process.
 
 OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans
 OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans rqvae --vectors vectors.safetensors
@@ -13,22 +15,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
+import rqvae
 import torch
 from memory import peak_gb
+from vectors import load_vectors
 
 from gti_nb.sid.kmeans import RQKMeans
-
-
-def load_vectors(source: str | None) -> tuple[str, torch.Tensor]:
-    "A name and float32 vectors: a safetensors file of `vectors`, a folder written by `gti_nb.tokenize`, or (None) MiniLM vectors of MovieLens-100K."
-    if source is None:
-        from gti_nb.data.dataset import load_dataset
-        from gti_nb.text import encode_text
-
-        return "movielens-100k", encode_text(load_dataset("movielens-100k").texts(), progress=False)
-    path = Path(source)
-    return path.stem, safetensors.torch.load_file(path / "vectors.safetensors" if path.is_dir() else path)["vectors"].float()
 
 
 def level_by_level(vectors: np.ndarray, levels: int, cluster) -> np.ndarray:
@@ -98,23 +90,20 @@ def kmeans_part(a: argparse.Namespace, name: str, vectors: torch.Tensor) -> None
         best = min(np.mean(errors[arm]) for arm in arms if arm != "gti_nb")
         lowest = min(min(errors[arm]) for arm in arms if arm != "gti_nb")
         for arm in arms:
-            print(
-                f"  {arm:13s} mean squared error {np.mean(errors[arm]):.5f} ({min(errors[arm]):.5f} to {max(errors[arm]):.5f}), {statistics.median(seconds[arm]):7.3f} s"
-            )
+            spread = f"({min(errors[arm]):.5f} to {max(errors[arm]):.5f})"
+            print(f"  {arm:13s} mean squared error {np.mean(errors[arm]):.5f} {spread}, {statistics.median(seconds[arm]):7.3f} s")
         print(
-            f"  error of gti_nb: {np.mean(errors['gti_nb']) / best:.3f} x the best peer's mean, worst seed {max(errors['gti_nb']) / lowest:.3f} x the best peer's best seed (to hold: at most 1.01)"
+            f"  error of gti_nb: {np.mean(errors['gti_nb']) / best:.3f} x the best peer's mean, "
+            f"worst seed {max(errors['gti_nb']) / lowest:.3f} x the best peer's best seed (to hold: at most 1.01)"
         )
         for arm, limit in (("faiss", 1.1), ("scikit-learn", 0.6)):
             if arm in arms:
-                print(
-                    f"  time of gti_nb: {statistics.median(o / t for o, t in zip(seconds['gti_nb'], seconds[arm])):.2f} x {arm} (to hold: at most {limit})"
-                )
+                ratios = [o / t for o, t in zip(seconds["gti_nb"], seconds[arm], strict=True)]
+                print(f"  time of gti_nb: {statistics.median(ratios):.2f} x {arm} (to hold: at most {limit})")
 
 
 def rqvae_part(a: argparse.Namespace, name: str, vectors: torch.Tensor) -> None:
     "RQ-VAE `paper` against LC-Rec's recipe at equal epochs, see rqvae.py."
-    import rqvae
-
     rqvae.compare(name, vectors, a.epochs)
 
 
@@ -141,12 +130,10 @@ def scale_part(a: argparse.Namespace) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         sids = RQKMeans(3, 256, device=a.device).fit(vectors, progress=True)
         wall, cpu, size = time.perf_counter() - start, time.process_time() - cpu, vectors.nbytes
-    print(
-        f"\n{a.rows:,} x {a.width} float32 ({size / 1e9:.2f} GB), 3 x 256 codes, device {a.device}: {cpu:.1f} s of CPU, {wall:.1f} s by the clock"
-    )
-    print(
-        f"  peak memory {peak_gb():.2f} GB, of which {before:.2f} GB before the fit; {peak_gb() * 1e9 / size:.2f} x the input (to hold: under 2)"
-    )
+    print(f"\n{a.rows:,} x {a.width} float32 ({size / 1e9:.2f} GB), 3 x 256 codes, device {a.device}:")
+    print(f"  {cpu:.1f} s of CPU, {wall:.1f} s by the clock")
+    print(f"  peak memory {peak_gb():.2f} GB, of which {before:.2f} GB before the fit")
+    print(f"  peak memory is {peak_gb() * 1e9 / size:.2f} x the input (to hold: under 2)")
     print(f"  residual energy {[round(e, 4) for e in sids.quality['residual_energy']]}, fitted to {sids.quality['sampled']:,} vectors")
 
 

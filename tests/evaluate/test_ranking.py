@@ -94,9 +94,8 @@ def test_graded_ndcg_equals_scikit_learn(seed):
     scores, grades = rng.normal(size=(n, n_items)), rng.integers(0, 4, size=(n, n_items)) * (rng.random((n, n_items)) < 0.4)
     grades[:, 0] += 1  # every query has an answer
     relevant = [np.flatnonzero(g) for g in grades]
-    frame = evaluate_queries(
-        rank_by_score(torch.tensor(scores)), relevant, [g[r] for g, r in zip(grades, relevant, strict=True)], ks=(1, 5, 10, 25)
-    )
+    marks = [g[r] for g, r in zip(grades, relevant, strict=True)]
+    frame = evaluate_queries(rank_by_score(torch.tensor(scores)), relevant, marks, ks=(1, 5, 10, 25))
     for k in (1, 5, 10, 25):
         for row in range(n):
             assert frame.loc[row, f"ndcg@{k}"] == pytest.approx(ndcg_score(grades[row : row + 1], scores[row : row + 1], k=k))
