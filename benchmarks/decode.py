@@ -1,8 +1,8 @@
 """Users per second of our constrained beam search and of `generate(num_beams=W, prefix_allowed_tokens_fn=...)`.
 
 The two alternate in one process, and the peak memory of each is measured in a process of its own. On the CPU the clock is process CPU time,
-on a GPU wall time. With more than 1,000 items the benchmark also reports how long the tree takes to build, and the speed against a catalogue
-of 1,000 items, with and without 50 excluded items per user.
+on a GPU wall time. With more than 1,000 items the benchmark also reports how long the tree takes to build, and the speed against a
+catalogue of 1,000 items, with and without 50 excluded items per user.
 
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --beams 20 --tokens 84 --batch 4
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --beams 50 --tokens 150 --batch 8 --pairs 3

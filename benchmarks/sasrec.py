@@ -17,8 +17,8 @@ Both see the same users, items and order, have the same settings, and are evalua
 
 Both use cross entropy over all items, 2 layers, 2 heads, width 64, dropout .5, Adam at 1e-3, and early stopping on the NDCG@10 of the
 validation item with 10 epochs of patience. What the user has is ranked among the rest (RecBole's way for sequences).
-RecBole makes a row of every prefix, padded to the window, with one target. Ours has a target at every place of a window, so an epoch has the
-same targets at a fraction of the work. One epoch on all of MovieLens-100K takes RecBole some 200 s on one core, hence --max-events.
+RecBole makes a row of every prefix, padded to the window, with one target. Ours has a target at every place of a window, so an epoch has
+the same targets at a fraction of the work. One epoch on all of MovieLens-100K takes RecBole some 200 s on one core, hence --max-events.
 Columns with `unseen` rank without what the user has, the rule of this library; the models are the same.
 `same network` is the largest difference of any score when RecBole's trained weights are put into our network.
 """
