@@ -18,7 +18,7 @@ from ..data.splits import Split
 from ..decode.beam import beam_search
 from ..decode.scores import beam_agreement, rank_all, score_all
 from ..decode.trie import SidTrie
-from .model import EvaluationSet, evaluate_model
+from .model import EvaluationSet, evaluate_model, required_sids
 from .ranking import MEASURES, check_ks, metric_columns, metrics
 from .sids import evaluate_sids, list_report
 from .slices import slice_metrics, user_slices
@@ -29,13 +29,13 @@ from ..model.extended import ExtendedModel
 class EvaluationConfig:
     "How a trained model is evaluated."
 
-    split: Literal["test", "valid"] = "test"  # which held-out item of a user is to be found, or which queries are asked
+    split: Literal["test", "valid"] = "test"  # the held-out item of each user to predict, or the part of the queries
     users: int = 0  # users or queries, drawn at random; 0 takes all of them
     history: int = 20  # items of a user's history in the prompt
     beams: int = 20  # items ranked for every user or query
     ks: list[int] = field(default_factory=list)  # list lengths of the metrics; [] takes 5, 10 and 20, for queries 1, 5 and 10
-    measures: list[str] = field(default_factory=list)  # of `MEASURES`; [] takes recall and NDCG, for queries precision too
-    exact_users: int = 0  # users for whom every item is scored, to see what the search misses; slow in a large catalogue
+    measures: list[str] = field(default_factory=list)  # names from `MEASURES`; [] takes recall and NDCG, for queries precision too
+    exact_users: int = 0  # users for whom every item is scored, to find what the search misses; slow for a large catalogue
     valid_users: int = 100  # users or queries of an evaluation during fine-tuning
 
     def __post_init__(self):
@@ -57,28 +57,29 @@ class Evaluation:
     sid_metrics: dict[str, float] = field(default_factory=dict)  # a hit is the right semantic ID, or its first codes; empty for queries
     per_user_sid: pd.DataFrame | None = None  # the same per user; None for queries
     slices: pd.DataFrame | None = None  # metrics by popularity of the item and by length of the history; None for queries
-    agreement: pd.DataFrame | None = None  # the search beside exact scores, where `exact_users` asks for it
+    agreement: pd.DataFrame | None = None  # agreement of the search with exact scores; None without `exact_users`
     seconds: float = 0.0  # wall time of the search and its metrics
     tokens: int = 0  # tokens of all prompts
 
 # %% ../../nbs/13_evaluate/08_evaluation.ipynb #89a6ba3c
 def _exact_agreement(extended: ExtendedModel, asked: EvaluationSet, config: EvaluationConfig, widths: list[int]) -> pd.DataFrame:
-    "The lists of a beam search beside those of exact scores, for the first `exact_users`."
+    "How the lists of the beam search agree with those of exact scores, for the first `exact_users`."
     n = min(config.exact_users, len(asked))
-    left_out = None if asked.exclude is None else asked.exclude[:n]
-    trie = SidTrie(extended.sids)
-    exact = rank_all(score_all(extended, asked.prompts[:n], trie), trie, config.beams, left_out)
-    return beam_agreement(beam_search(extended, asked.prompts[:n], trie, config.beams, left_out), exact, tuple(widths)).reset_index()
+    excluded = None if asked.exclude is None else asked.exclude[:n]
+    trie = SidTrie(required_sids(extended))
+    exact = rank_all(score_all(extended, asked.prompts[:n], trie), trie, config.beams, excluded)
+    return beam_agreement(beam_search(extended, asked.prompts[:n], trie, config.beams, excluded), exact, tuple(widths)).reset_index()
 
 
 def evaluate(
-    extended: ExtendedModel,
+    extended: ExtendedModel,  # the model; with semantic IDs
     asked: EvaluationSet,  # from `user_set` or `query_set`
-    config: EvaluationConfig,
+    config: EvaluationConfig,  # beams, list lengths, measures and users with exact scores
     split: Split | None = None,  # of the users, for the slices; None leaves them out
     progress: bool = True,  # show a bar
-) -> Evaluation:
-    "Search the answers to every prompt, and look at them from all sides."
+) -> Evaluation:  # every view of the same lists
+    "Search the answers to every prompt, and measure the lists in every way."
+    sids = required_sids(extended)
     started = time.monotonic()
     found, per_user = evaluate_model(extended, asked, config.beams, config.ks or None, config.measures or None, progress)
     seconds = time.monotonic() - started
@@ -86,12 +87,12 @@ def evaluate(
     evaluation = Evaluation(
         metrics(per_user),
         per_user,
-        list_report(found, extended.sids, widths),
+        list_report(found, sids, widths),
         seconds=seconds,
         tokens=sum(map(len, asked.prompts)),
     )
     if asked.kind == "user":
-        evaluation.per_user_sid = evaluate_sids(found, asked.targets(), extended.sids, widths, asked.names)
+        evaluation.per_user_sid = evaluate_sids(found, asked.targets(), sids, widths, asked.names)
         evaluation.sid_metrics = metrics(evaluation.per_user_sid)
     if asked.kind == "user" and split is not None:
         evaluation.slices = slice_metrics(per_user, user_slices(split, asked.which, asked.names)).reset_index()
