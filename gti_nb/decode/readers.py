@@ -129,7 +129,7 @@ class Reader:
 def level_slices(
     trie: SidTrie,  # the catalogue's tree
 ) -> list[slice]:  # one per level
-    "Where the codes of each level lie among the new tokens."
+    "The range of new tokens that are the codes of each level."
     return [slice(start, start + size) for start, size in zip(trie.offsets, trie.level_sizes, strict=True)]
 
 
@@ -188,7 +188,7 @@ class TreeReader(Reader):
             self.shared = [(layer.keys, layer.values) for layer in cache.layers]
 
     def _read(self, ids: Tensor, mask: Tensor | None, position: Tensor) -> Tensor:
-        "Hidden states [B, n, d] of tokens [B, n] that follow what is in the cache."
+        "Hidden states [B, n, d] of tokens [B, n] that follow the cached ones."
         out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=self.cache, use_cache=True)
         return out.last_hidden_state
 

@@ -52,7 +52,7 @@ def _starts(groups: Tensor, n_groups: int) -> Tensor:
 
 
 def _check_codes(codes: Tensor, level_sizes: list[int]) -> None:
-    "Refuse a catalogue without items, and codes that lie outside their level."
+    "Refuse a catalogue without items, and codes that their level does not have."
     if codes.ndim != 2 or not codes.numel():
         raise GTIError(f"sids: got codes of shape {tuple(codes.shape)}, expected [n_items, L] with at least one item and one level")
     if len(level_sizes) != codes.shape[1]:
@@ -88,7 +88,7 @@ def children(
     level: int,  # of the children: 0 .. L-1
     nodes: Tensor,  # node numbers at `level - 1` [...]; zeros (the root) for level 0
 ) -> tuple[Tensor, Tensor]:  # node numbers at `level` [..., C], ascending, and which of them exist, bool [..., C]
-    "All children of many nodes, C: the most of any node; places past a node's last child hold a valid number and are masked out."
+    "All children of many nodes, C at most per node; places past a node's last child hold a valid number and are masked out."
     start = trie.first[level][nodes].long()
     end = trie.first[level][nodes + 1].long()
     child = start[..., None] + torch.arange(int((end - start).max()), device=nodes.device)

@@ -138,7 +138,7 @@ def validation(
     beams: int = 20,  # items per list
     k: int = 10,  # list length of the NDCG
 ) -> Callable[[], dict[str, float]]:  # without arguments; gives the NDCG by its name
-    "A function for `finetune(validate=...)`: NDCG@k of the model as it is at that moment."
+    "A function for `finetune(validate=...)`: it returns the NDCG@k of the model in its current state."
     check_ks([k], beams)
 
     def evaluate() -> dict[str, float]:

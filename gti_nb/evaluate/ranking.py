@@ -199,7 +199,8 @@ def _relevance(
 def evaluate_queries(
     beams: RankedLists | ArrayLike,  # `Beams`, or item rows [n, W], best first, -1 past the end
     relevant: Sequence[ArrayLike],  # per query the items that answer it, any number; -1: not in the catalogue, which counts as a miss
-    grades: Sequence[ArrayLike] | None = None,  # per query how well each of these items answers it, 0 is not at all; None: 1 each
+    grades: Sequence[ArrayLike]
+    | None = None,  # per query how well each of these items answers it, 0 for not at all; None: 1 for every item
     ks: Sequence[int] = (5, 10, 20),  # list lengths to score; none may exceed W
     queries: ArrayLike | None = None,  # names of the queries [n]; None: 0 .. n-1
     measures: Sequence[str] = ("recall", "precision", "ndcg"),  # names from `MEASURES`; an item is wanted when its grade is above 0

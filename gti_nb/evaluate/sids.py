@@ -20,10 +20,10 @@ from ..sid.codes import SemanticIds
 # %% ../../nbs/13_evaluate/01_sids.ipynb #a875230d
 @dataclass
 class _Listed:
-    "What stands at each place of the lists."
+    "The content of every place of the lists."
 
     codes: np.ndarray  # [n, W, L]
-    number: np.ndarray  # [n, W] the item row; where only codes are known, a number that stands for them
+    number: np.ndarray  # [n, W] the item row; where only codes are known, a number that identifies them
     filled: np.ndarray  # bool [n, W]
     exists: np.ndarray  # bool [n, W]: the catalogue has it, and item and codes belong together
     codes_only: bool = False  # whether the items are unknown
@@ -39,7 +39,7 @@ def _listed_codes(entries: np.ndarray, codes: np.ndarray) -> _Listed:
 
 
 def _listed(beams: RankedLists | ArrayLike, sids: SemanticIds) -> _Listed:
-    "What stands at each place of `Beams`, of item rows [n, W] or of bare codes [n, W, L]."
+    "The content of every place of `Beams`, of item rows [n, W] or of bare codes [n, W, L]."
     codes = sids.codes.numpy()
     entries = item_rows("beams", getattr(beams, "items", beams), "[n, W], or codes [n, W, L]")
     if entries.ndim == 3 and entries.shape[2] == codes.shape[1]:
@@ -111,7 +111,7 @@ def _covered(listed: _Listed, k: int, sids: SemanticIds) -> float:
 
 
 def _duplicates(listed: _Listed) -> int:
-    "Places that hold what their list has had before."
+    "Places that repeat an earlier place of their list."
     count = 0
     for numbers, filled in zip(listed.number, listed.filled & (listed.number != -1), strict=True):
         own = numbers[filled]

@@ -23,7 +23,7 @@ POPULARITY = ("cold", "tail", "middle", "head")
 def item_popularity(
     split: Split,  # of a data set
 ) -> pd.Categorical:  # one of `POPULARITY` for every item row, in this order
-    "Where each item stands among the training interactions."
+    "The class of popularity of each item, from its training interactions."
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=split.n_items)
     held = np.bincount(counts, weights=counts)  # interactions of all items that have this count
     before = (held[::-1].cumsum()[::-1] - held)[counts] / max(counts.sum(), 1)  # share held by more popular items
