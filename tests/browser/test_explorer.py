@@ -11,7 +11,8 @@ pytestmark = pytest.mark.browser
 PLACE = """([name, i]) => {
     const plot = document.querySelector('.js-plotly-plot'), layout = plot._fullLayout, box = plot.getBoundingClientRect();
     const trace = plot._fullData.find(t => t.name === name);
-    return {x: box.x + layout._size.l + layout.xaxis.c2p(trace.x[i]), y: box.y + layout._size.t + layout.yaxis.c2p(trace.y[i]), of: trace.x.length, text: trace.text[i]};
+    const x = box.x + layout._size.l + layout.xaxis.c2p(trace.x[i]), y = box.y + layout._size.t + layout.yaxis.c2p(trace.y[i]);
+    return {x, y};
 }"""
 
 
@@ -22,21 +23,23 @@ def test_stage_click_box_and_search(lab, tiny_outputs, tmp_path):
     expect(title).to_have_text("stage: sft")
     expect(note).to_contain_text("0 tokens selected")
 
+    assert page.locator(".modebar-btn--logo, [data-title*='Chart Studio'], [data-title*='cloud' i]").count() == 0
+
     stages = page.locator(".widget-dropdown", has_text="stage").locator("select")
-    stages.select_option("grounded")
-    expect(title).to_have_text("stage: grounded")
+    stages.select_option("grounding")
+    expect(title).to_have_text("stage: grounding")
     before = page.evaluate(PLACE, ["level 1", 0])
     stages.select_option("init")
     expect(title).to_have_text("stage: init")
     assert page.evaluate(PLACE, ["level 1", 0]) != before
-    stages.select_option("grounded")
-    expect(title).to_have_text("stage: grounded")
+    stages.select_option("grounding")
+    expect(title).to_have_text("stage: grounding")
 
     point = page.evaluate(PLACE, ["level 1", 0])
     page.mouse.move(point["x"], point["y"])
     page.mouse.click(point["x"], point["y"])
     expect(note).to_have_text("1 token selected")
-    expect(panel).to_contain_text(re.compile(r"<[abcd]_\d+>.*nearest words.*nearest tokens.*items", re.S))
+    expect(panel).to_contain_text(re.compile(r"<[abcd]_\d+>.*nearest pretrained tokens.*nearest new tokens.*items", re.S))
 
     area = page.locator(".nsewdrag").first.bounding_box()
     page.mouse.move(area["x"] + 5, area["y"] + 5)
@@ -44,7 +47,7 @@ def test_stage_click_box_and_search(lab, tiny_outputs, tmp_path):
     page.mouse.move(area["x"] + area["width"] - 5, area["y"] + area["height"] - 5, steps=8)
     page.mouse.up()
     expect(note).to_have_text(re.compile(r"^\d\d+ tokens selected$"))
-    expect(panel).to_contain_text("all of them in explorer.selection")
+    expect(panel).to_contain_text("all of them are in explorer.selection")
     outlines = page.locator(".selectionlayer path, .shapelayer .select-outline")
     assert outlines.count() > 0
     page.screenshot(path=tmp_path / "box.png")

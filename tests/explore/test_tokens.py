@@ -8,7 +8,7 @@ import pytest
 
 from gti_nb.core import GTIError, read_json
 from gti_nb.explore.explorer import TokenExplorer
-from gti_nb.explore.tokens import finished_runs, load_token_map, nearest_tokens, nearest_words
+from gti_nb.explore.tokens import finished_runs, load_token_map, nearest_pretrained, nearest_tokens
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,16 @@ def test_all_finished_runs_newest_first(tiny_outputs, explorer):
 def test_stages_and_neighbours_are_those_of_the_rows(tiny_outputs):
     gti = next(r for r in finished_runs(tiny_outputs) if r.name.startswith("gti"))
     tokens = load_token_map(gti)
-    assert list(tokens.stages) == ["init", "grounded", "sft"]
-    rows, old = tokens.stages["sft"], tokens.pretrained_rows
-    cosine = lambda a, b: (
-        (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.maximum(np.linalg.norm(b, axis=1), 1e-9)
-    )  # the padding token's row is zero
-    words = nearest_words(tokens, "sft", 3, k=5)
-    assert np.allclose(words.distance, 1 - np.sort(cosine(rows[[3]], old)[0])[::-1][:5], atol=1e-5)
+    assert list(tokens.stages) == ["init", "grounding", "sft"]
+    rows = tokens.rows("sft")
+
+    def cosine(a, b):
+        lengths = np.maximum(np.linalg.norm(b, axis=1), 1e-9)  # the padding token's row is zero
+        return (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / lengths
+
+    near = nearest_pretrained(tokens, "sft", 3, k=5)
+    expected = 1 - np.sort(cosine(rows[[3]], tokens.pretrained_rows)[0])[::-1][:5]
+    assert np.allclose(near.distance, expected, atol=1e-5)
     others = cosine(rows[[3]], rows)[0]
     others[3] = -np.inf
     near = nearest_tokens(tokens, "sft", 3, k=1)
@@ -46,9 +49,9 @@ def test_search_selects_and_a_stage_keeps_the_selection(explorer):
     assert set(explorer.tokens.token_index[0]) <= set(explorer.selected)
     assert title in explorer.note.value
     frame = explorer.selection
-    assert (frame["items"] == frame.titles.map(len)).all() and all(
-        title in titles for titles in frame[frame.token.isin([explorer.tokens.names[i] for i in explorer.tokens.token_index[0]])].titles
-    )
+    assert (frame["items"] == frame.titles.map(len)).all()
+    carried = [explorer.tokens.names[i] for i in explorer.tokens.token_index[0]]
+    assert all(title in titles for titles in frame[frame.token.isin(carried)].titles)
     for stage in explorer.tokens.stages:
         explorer.stage.value = stage
         assert list(explorer.selection.token) == list(frame.token)
@@ -78,3 +81,7 @@ def test_unfinished_runs_are_left_out(tiny_outputs, tmp_path):
         (run / "run.json").write_text(json.dumps(record | {"status": "failed"}))
     with pytest.raises(GTIError, match="no finished run"):
         TokenExplorer(copy)
+
+
+def test_the_explorer_has_no_logo_and_no_upload_button(explorer):
+    assert explorer.figure._config["displaylogo"] is False and explorer.figure._config["showSendToCloud"] is False

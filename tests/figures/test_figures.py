@@ -1,6 +1,7 @@
 "Every figure on hostile names, at scale, and through the disk."
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,14 @@ import pytest
 
 from gti_nb.core import GTIError
 from gti_nb.diagnostics.summary import diagnose
-from gti_nb.figures.codes import collision_table, live_training, ranking_figure, residual_figure, training_figure, tree_figure
+from gti_nb.figures.codes import codes_figure, collision_table, tree_figure
+from gti_nb.figures.comparisons import gain_figure, interval_figure, relative_gain
+from gti_nb.figures.curves import curve_figure, loss_figure
 from gti_nb.figures.embeddings import cosine_figure, project, scatter_figure, spectrum_figure
-from gti_nb.figures.results import codes_figure, gain_figure, interval_figure, loss_figure, metric_figure, relative_gain
+from gti_nb.figures.metrics import metric_figure
+from gti_nb.figures.quantizers import live_training, ranking_figure, residual_figure, training_figure
 from gti_nb.figures.stages import rsa_figure, spread_figure
-from gti_nb.figures.style import PALETTE, arm_colours, save_figure, shown
+from gti_nb.figures.style import CONFIG, PALETTE, arm_colours, live_figure, save_figure, shown
 from gti_nb.sid.codes import SemanticIds
 
 EVIL = "<img src=x onerror=alert(1)></script>"
@@ -22,10 +26,10 @@ EVIL = "<img src=x onerror=alert(1)></script>"
 def study(arms=("gti", "mean"), seeds=(0, 1)):
     "Frames of a made-up study: diagnostics, losses and metrics."
     rng = np.random.default_rng(0)
-    words = rng.normal(size=(200, 16)) + 0.5
+    pretrained = rng.normal(size=(200, 16)) + 0.5
     sids = type("Sids", (), {"codebooks": [rng.normal(size=(8, 4)), rng.normal(size=(8, 4))]})
-    states = {"init": np.tile(words.mean(0), (16, 1)), "sft": rng.normal(size=(16, 16))}
-    found = [(a, s, stage, diagnose(rows, words, sids, seed=s)) for a in arms for s in seeds for stage, rows in states.items()]
+    states = {"init": np.tile(pretrained.mean(0), (16, 1)), "sft": rng.normal(size=(16, 16))}
+    found = [(a, s, stage, diagnose(rows, pretrained, sids, seed=s)) for a in arms for s in seeds for stage, rows in states.items()]
     diagnostics = pd.DataFrame([dict(arm=a, seed=s, stage=stage, **d.numbers) for a, s, stage, d in found])
     losses = pd.DataFrame(
         [
@@ -45,7 +49,7 @@ def study(arms=("gti", "mean"), seeds=(0, 1)):
             for k in (5, 10, 20)
         ]
     )
-    return diagnostics, losses, metrics, {a: d for a, _, _, d in found}, words, states
+    return diagnostics, losses, metrics, {a: d for a, _, _, d in found}, pretrained, states
 
 
 def comparison(arms):
@@ -64,28 +68,31 @@ def comparison(arms):
 def history(epochs=30, levels="ab"):
     "What an RQ-VAE reports of a training, measured every tenth epoch."
     losses = dict(loss=2.0, reconstruction=1.0, quantization=1.0)
-    seen = lambda e: (
-        dict(collision=1 / e, **{f"utilization_{a}": 1 - 1 / e for a in levels})
-        if e % 10 == 0
-        else {"collision": np.nan, **{f"utilization_{a}": np.nan for a in levels}}
-    )
-    return pd.DataFrame([dict(epoch=e, **{k: v / e for k, v in losses.items()}, **seen(e)) for e in range(1, epochs + 1)])
+    rows = []
+    for epoch in range(1, epochs + 1):
+        measured = epoch % 10 == 0
+        row = dict(epoch=epoch, **{name: value / epoch for name, value in losses.items()})
+        row["collision"] = 1 / epoch if measured else np.nan
+        row |= {f"utilization_{a}": 1 - 1 / epoch if measured else np.nan for a in levels}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def all_figures(arms, names=None):
-    diagnostics, losses, metrics, found, words, states = study(arms)
+    diagnostics, losses, metrics, found, pretrained, states = study(arms)
     return {
         "spectrum": spectrum_figure(
             {a: d.arrays["spectrum"] for a, d in found.items()} | {"random": found[arms[0]].arrays["spectrum_random"]}
         ),
         "cosine": cosine_figure({a: d.arrays["cosine_new"] for a, d in found.items()}, {"level 1": 8, "level 2": 8}, labels=names),
-        "scatter": scatter_figure(states, words, [8, 8], names=names, old_names=names and names * 13),
+        "scatter": scatter_figure(states, pretrained, [8, 8], names=names, pretrained_names=names and names * 13),
         "spread": spread_figure(diagnostics),
         "rsa": rsa_figure(diagnostics),
         "loss": loss_figure(losses),
         "metric": metric_figure(metrics),
         "gain": gain_figure(metrics, baseline=arms[1]),
         "interval": interval_figure(comparison(arms)),
+        "curve": curve_figure(losses.assign(line=losses.arm, x=losses.step, value=losses.loss), "Loss", "optimizer step", "loss"),
         "codes": codes_figure(np.arange(40).reshape(20, 2) % 16, [16, 16]),
         "tree": tree_figure(SemanticIds(np.arange(32).reshape(16, 2) % 5), names),
         "residual": residual_figure({a: [0.5, 0.3] for a in arms}),
@@ -174,12 +181,15 @@ def test_gain_needs_the_baseline_of_the_same_seed():
 
 def test_large_figures_stay_small_on_disk(tmp_path):
     rng = np.random.default_rng(0)
-    rows, words = rng.normal(size=(1024, 8)).astype(np.float32), rng.normal(size=(49_152, 8)).astype(np.float32)
+    rows = rng.normal(size=(1024, 8)).astype(np.float32)
+    pretrained = rng.normal(size=(49_152, 8)).astype(np.float32)
     square = cosine_figure(
-        {"gti": diagnose(rows, words).arrays["cosine_new"]}, {f"level {i}": 256 for i in (1, 2, 3, 4)}, [f"<a_{i}>" for i in range(1024)]
+        {"gti": diagnose(rows, pretrained).arrays["cosine_new"]},
+        {f"level {i}": 256 for i in (1, 2, 3, 4)},
+        [f"<a_{i}>" for i in range(1024)],
     )
     assert len(save_figure(square, tmp_path, "cosine").read_bytes()) < 2_000_000
-    cloud = scatter_figure({"init": rows, "grounded": rows, "sft": rows}, words, [256] * 4)
+    cloud = scatter_figure({"init": rows, "grounding": rows, "sft": rows}, pretrained, [256] * 4)
     assert len(save_figure(cloud, tmp_path, "scatter").read_bytes()) < 500_000
 
 
@@ -190,29 +200,35 @@ def test_the_tree_is_whole_and_true(seed, most):
     codes = rng.integers(0, 4, (120, 3))
     sids = SemanticIds(codes)
     sun = tree_figure(sids, [f"film {i}" for i in range(120)], most=most).data[0]
-    prefixes = {tuple(c[:l]) for c in codes.tolist() for l in (1, 2, 3)}
-    size = lambda key: sum(tuple(c[: len(key)]) == key for c in codes.tolist())
+    prefixes = {tuple(c[:length]) for c in codes.tolist() for length in (1, 2, 3)}
+
+    def size(key):
+        return sum(tuple(c[: len(key)]) == key for c in codes.tolist())
+
     drawn = [tuple(map(int, i.split("/"))) for i in sun.ids[1:]]
     assert len(drawn) == len(set(drawn)) == min(most, len(prefixes)) and set(drawn) <= prefixes
     assert sun.ids[0] == "all" and sun.values[0] == 120 and set(sun.parents) <= {"", *sun.ids}
     assert [size(key) for key in drawn] == list(sun.values[1:])
     assert min(map(size, drawn)) >= max(map(size, prefixes - set(drawn)), default=0)
-    for key, text in zip(drawn, sun.hovertext[1:]):
+    for key, text in zip(drawn, sun.hovertext[1:], strict=True):
         members = {f"film {i}" for i, c in enumerate(codes.tolist()) if tuple(c[: len(key)]) == key}
-        told = text.split("<br>")[1:]
-        assert set(told[:4]) <= members and (len(told) == len(members) if len(members) <= 4 else told[4] == f"and {len(members) - 4} more")
+        listed = text.split("<br>")[1:]
+        assert set(listed[:4]) <= members and (
+            len(listed) == len(members) if len(members) <= 4 else listed[4] == f"and {len(members) - 4} more"
+        )
 
 
-def test_shared_words_against_a_loop():
+def test_shared_semantic_ids_against_a_loop():
     codes = np.random.default_rng(0).integers(0, 3, (60, 3))
     titles = [f"film {i}" for i in range(60)]
     for levels in (1, 2, 3, None):
-        words = ["".join(f"<{a}_{k}>" for a, k in zip("abc", c[:levels])) for c in codes.tolist()]
-        expected = {w: [t for t, v in zip(titles, words) if v == w] for w in words if words.count(w) > 1}
+        ids = ["".join(f"<{a}_{k}>" for a, k in zip("abc", c[:levels], strict=False)) for c in codes.tolist()]
+        expected = {i: [t for t, j in zip(titles, ids, strict=True) if j == i] for i in ids if ids.count(i) > 1}
         table = collision_table(SemanticIds(codes), titles, levels, most=1000)
-        assert dict(zip(table.word, table["items"])) == {w: len(t) for w, t in expected.items()} and table["items"].is_monotonic_decreasing
+        assert dict(zip(table.semantic_id, table["items"], strict=True)) == {i: len(t) for i, t in expected.items()}
+        assert table["items"].is_monotonic_decreasing
         for row in table.itertuples():
-            assert row.titles.removesuffix(" | …").split(" | ") == expected[row.word][:8]
+            assert row.titles.removesuffix(" | …").split(" | ") == expected[row.semantic_id][:8]
     assert len(collision_table(SemanticIds(codes), titles, 1, most=2)) == 2
     assert "<img" not in collision_table(SemanticIds([[0], [0]]), [EVIL, EVIL])._repr_html_()
 
@@ -247,7 +263,7 @@ def test_saving_is_whole_repeatable_and_shares_one_library(tmp_path):
     for name, fig in all_figures(("gti", "mean")).items():
         save_figure(fig, tmp_path / "figures", name)
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
-    assert json.loads(first["codes.json"])["layout"]["title"]["text"] == "Items for each code"
+    assert json.loads(first["codes.json"])["layout"]["title"]["text"] == "Items per code"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a b", "<x>"])
@@ -255,3 +271,23 @@ def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path, name):
     with pytest.raises(GTIError, match="name: got"):
         save_figure(spectrum_figure({"gti": np.ones(3)}), tmp_path, name)
     assert not list(tmp_path.iterdir())
+
+
+UPLOADS = re.compile("chart-studio|plot\\.ly|showLink", re.I)
+
+
+def test_no_figure_has_a_logo_or_an_upload_button(tmp_path, monkeypatch):
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
+    sent = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: sent.append(bundle))
+    for name, fig in all_figures(("gti", "mean")).items():
+        assert CONFIG["displaylogo"] is False and CONFIG["showSendToCloud"] is False
+        assert fig._repr_mimebundle_()["application/vnd.plotly.v1+json"]["config"] == CONFIG, name
+        fig.show()
+        fig._ipython_display_()
+        assert live_figure(fig)._config == CONFIG, name
+        page = save_figure(fig, tmp_path, name).read_text()
+        assert '"displaylogo": false' in page and '"showSendToCloud": false' in page and not UPLOADS.search(page), name
+    assert len(sent) == 2 * len(all_figures(("gti", "mean")))
+    assert all(bundle["application/vnd.plotly.v1+json"]["config"] == CONFIG for bundle in sent)
+    assert live_training(levels=2)[0]._config == CONFIG
