@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from .metrics import METRICS
 
 from ..core import GTIError, check_choice
+from .metrics import METRICS
 from .style import REFERENCES, arm_colours, need_columns, panels, place, shown
 
 # %% ../../nbs/18_figures/05_comparisons.ipynb #6b64c081

@@ -93,7 +93,7 @@ def training_figure(
     fig = panels(["losses", "collisions: share of items in excess", "share of codes in use"], title, height=380)
     for panel, columns in enumerate([losses, ["collision"], levels]):
         for i, column in enumerate(columns):
-            name = f"level {column[-1]}" if column in levels else column
+            name = f"level {levels.index(column) + 1}" if column in levels else column
             colour = PALETTE[(i + 3 * (panel == 2)) % len(PALETTE)]
             style = dict(showlegend=panel != 1, line=dict(color=colour, width=2), **place(panel, 3))
             _epochs(fig, _thinned(history[["epoch", column]].dropna(), most), name, style)
