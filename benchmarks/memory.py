@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def peak_gb() -> float:
-    "Peak resident memory of this process in GB, mapped files included; on Linux read where a parent's peak does not count."
+    "Peak resident memory of this process in GB, mapped files included; on Linux without the peak of the parent process."
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9
@@ -17,6 +17,9 @@ def peak_gb() -> float:
 
 
 def peak_of(arm: str) -> float:
-    "Peak of a process that does nothing but this arm of the running benchmark: it is called again with `--only ARM`, and prints its peak last."
+    """Peak memory of a process that runs only this arm of the current benchmark.
+
+    The benchmark is started again with `--only ARM` and prints its peak on the last line.
+    """
     command = [sys.executable, *sys.argv, "--only", arm]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])["peak_gb"]

@@ -1,4 +1,6 @@
-"""CPU time of `encode_text` and of `SentenceTransformer.encode` in fp32, interleaved in one process, the share of padding in both, and what bf16 changes.
+"""CPU time of `encode_text` and of `SentenceTransformer.encode` in fp32, interleaved in one process.
+
+Also the share of padding in both, and what bf16 changes.
 
 OMP_NUM_THREADS=1 python benchmarks/text.py --data movielens-100k --texts 400
 """
@@ -6,6 +8,7 @@ OMP_NUM_THREADS=1 python benchmarks/text.py --data movielens-100k --texts 400
 import argparse
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +29,7 @@ def seconds(function) -> tuple[float, torch.Tensor]:
 
 
 def padding(lengths: list[int], batches: list[list[int]]) -> float:
-    "Share of the batches' area that is padding."
+    "Share of the batches' token positions that are padding."
     return 1 - sum(lengths) / sum(len(b) * max(lengths[i] for i in b) for b in batches)
 
 
@@ -36,13 +39,13 @@ def main() -> None:
     parser.add_argument("--template", default="title+description+categories", help="as item_texts takes it")
     parser.add_argument("--model", default="all-minilm-l6-v2", help="as encode_text takes it")
     parser.add_argument(
-        "--mixed", action="store_true", help="put the texts of ten items into every tenth text, so that short and long stand side by side"
+        "--mixed", action="store_true", help="put the texts of ten items into every tenth text, so that lengths differ widely"
     )
     for name, value, text in [
-        ("texts", 400, "texts, drawn at random"),
-        ("batch-tokens", 0, "ours; 0 is the default of encode_text"),
-        ("batch-size", 32, "theirs"),
-        ("pairs", 5, "timed pairs"),
+        ("texts", 400, "number of texts, drawn at random"),
+        ("batch-tokens", 0, "tokens per batch of encode_text; 0 takes its default"),
+        ("batch-size", 32, "texts per batch of SentenceTransformer.encode"),
+        ("pairs", 5, "number of timed pairs"),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     a = parser.parse_args()
@@ -66,18 +69,23 @@ def main() -> None:
     their_batches = [by_characters[i : i + a.batch_size] for i in range(0, len(texts), a.batch_size)]
     our_batches = token_batches(lengths, a.batch_tokens or (1024 if device.type == "cpu" else 32_768))
     print(
-        f"{a.model}, {len(texts)} texts of {a.data}{' (mixed)' if a.mixed else ''}, {statistics.mean(lengths):.1f} tokens in the mean and {max(lengths)} at most, {device}, {torch.get_num_threads()} threads, median of {a.pairs} pairs"
+        f"{a.model}, {len(texts)} texts of {a.data}{' (mixed)' if a.mixed else ''}, "
+        f"{statistics.mean(lengths):.1f} tokens on average and {max(lengths)} at most, "
+        f"{device}, {torch.get_num_threads()} threads, median of {a.pairs} pairs"
     )
     print(
-        f"padding: SentenceTransformer.encode {padding(lengths, their_batches):.1%} in {len(their_batches)} batches, encode_text {padding(lengths, our_batches):.1%} in {len(our_batches)} batches"
+        f"padding: SentenceTransformer.encode {padding(lengths, their_batches):.1%} in {len(their_batches)} batches, "
+        f"encode_text {padding(lengths, our_batches):.1%} in {len(our_batches)} batches"
     )
     wanted = theirs()
     for precision in ("fp32", "bf16"):
         cosine = float((ours(precision) * wanted).sum(1).min())
-        pairs = [(seconds(theirs)[0], seconds(lambda: ours(precision))[0]) for _ in range(a.pairs)]
-        t, o = (statistics.median(x) for x in zip(*pairs))
+        pairs = [(seconds(theirs)[0], seconds(partial(ours, precision))[0]) for _ in range(a.pairs)]
+        their_median, our_median = (statistics.median(x) for x in zip(*pairs, strict=True))
+        ratio = statistics.median(our_time / their_time for their_time, our_time in pairs)
         print(
-            f"{precision}: SentenceTransformer.encode in fp32 {t:.2f} s, encode_text {o:.2f} s, ratio {statistics.median(y / x for x, y in pairs):.2f}; least cosine {cosine:.5f}"
+            f"{precision}: SentenceTransformer.encode in fp32 {their_median:.2f} s, encode_text {our_median:.2f} s, "
+            f"ratio {ratio:.2f}; smallest cosine {cosine:.5f}"
         )
 
 
