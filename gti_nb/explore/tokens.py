@@ -164,7 +164,7 @@ def load_token_map(
         levels=np.repeat(np.arange(sids.levels), sids.level_sizes),
         stages={stage: rows for stage, (rows, _) in found.items()},
         pretrained_names=pretrained_names,
-        pretrained_rows=model.get_input_embeddings().weight[: len(pretrained_names)].detach().float().numpy(),
+        pretrained_rows=model.get_input_embeddings().get_parameter("weight")[: len(pretrained_names)].detach().float().numpy(),
         titles=[str(t) for t in made.dataset.items.title],
         token_index=sids.token_index.numpy(),
         most_drawn=most_drawn,
