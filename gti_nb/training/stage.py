@@ -68,19 +68,29 @@ def has_dropout(
     return any(m.p if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", 0) for m in module.modules())
 
 
-def _resumed(checkpoint: Checkpoint, checkpoints: Checkpoints, processes: int, module: nn.Module) -> dict:
-    "Where the stage resumes, and whether its result is exactly that of an uninterrupted run."
-    same = checkpoint.processes == processes
-    if not same:
+def _is_exact(checkpoint: Checkpoint, checkpoints: Checkpoints, module: nn.Module, processes: int) -> bool:
+    "Whether a run that resumes here gives the bits of an uninterrupted one."
+    if checkpoint.processes != processes:
         warnings.warn(
             f"{checkpoints.folder}: written by {checkpoint.processes} processes, now {processes}; "
             "the result is not exactly that of an uninterrupted run",
-            stacklevel=3,
+            stacklevel=4,
         )
-    alike = same and checkpoint.key == checkpoints.key and checkpoint.layout == checkpoints.layout
-    return dict(step=checkpoint.step, exact=alike and (processes == 1 or not has_dropout(module)))
+        return False
+    alike = checkpoint.key == checkpoints.key and checkpoint.layout == checkpoints.layout
+    return alike and (processes == 1 or not has_dropout(module))
 
 # %% ../../nbs/08_training/03_stage.ipynb #3dbc2904
+def _resume(
+    checkpoints: Checkpoints | None, optimizer: torch.optim.Optimizer, module: nn.Module, processes: int
+) -> tuple[Checkpoint | None, list[dict]]:
+    "The latest checkpoint, read into the optimizer; and what the result says of it."
+    checkpoint = None if checkpoints is None else load_checkpoint(checkpoints, optimizer)
+    if checkpoints is None or checkpoint is None:
+        return None, []
+    return checkpoint, [dict(step=checkpoint.step, exact=_is_exact(checkpoint, checkpoints, module, processes))]
+
+
 def _saver(checkpoints: Checkpoints | None, optimizer: torch.optim.Optimizer, trainer: StageTrainer) -> Callable[[int], None]:
     "What writes a checkpoint after a step; called in every process."
 
@@ -92,10 +102,10 @@ def _saver(checkpoints: Checkpoints | None, optimizer: torch.optim.Optimizer, tr
     return save
 
 
-def _run(trainer: StageTrainer, steps_left: int, callbacks: Sequence[TrainerCallback]) -> float:
+def _run(trainer: StageTrainer, callbacks: Sequence[TrainerCallback]) -> float:
     "Run the steps that are left, unless an evaluation ended the stage already; wall seconds."
     start = time.perf_counter()
-    if steps_left and not any(callback.ended() for callback in callbacks if isinstance(callback, KeepBest)):
+    if len(trainer.train_dataset) and not any(callback.ended() for callback in callbacks if isinstance(callback, KeepBest)):
         trainer.train()
     return time.perf_counter() - start
 
@@ -115,16 +125,11 @@ def train_stage(
     with tempfile.TemporaryDirectory() as scratch, finish_step_first(checkpoints is not None) as arrived:
         files = str(checkpoints.folder.parent) if checkpoints and settings.report_to == "tensorboard" else scratch
         args = training_arguments(settings, files, sharded)
-        checkpoint, resumed = None, []
-        if checkpoints is not None:
-            checkpoint = load_checkpoint(checkpoints, optimizer)
-        if checkpoints is not None and checkpoint is not None:
-            resumed.append(_resumed(checkpoint, checkpoints, args.world_size, module))
-        done = checkpoint.step if checkpoint else 0
+        checkpoint, resumed = _resume(checkpoints, optimizer, module, args.world_size)
         trainer = stage_trainer(module, batches, optimizer, settings, args, checkpoint)
         save = _saver(checkpoints, optimizer, trainer)
         last = WriteCheckpoints(save, checkpoints.every if checkpoints else 0, arrived, checkpoint)
         for callback in (WatchSteps(settings.name, settings.progress), *callbacks, last):
             trainer.listen(callback)
-        seconds = _run(trainer, settings.steps - done, callbacks)
+        seconds = _run(trainer, callbacks)
     return StageRun([dict(stage=settings.name, **record) for record in trainer.records], seconds, resumed)
