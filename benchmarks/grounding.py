@@ -24,14 +24,15 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from gti_nb.assets import load_base
 from gti_nb.data.dataset import load_dataset
-from gti_nb.grounding.loss import GroundingLoss, encode_pairs
-from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, batch_part, batch_schedule
+from gti_nb.grounding.batches import PairBatches, batch_schedule
+from gti_nb.grounding.loss import GroundingLoss
+from gti_nb.grounding.pairs import encode_pairs, grounding_pairs
 from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.model.losses import stage_flops
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.training.stage import train_stage
+from gti_nb.training.trainer import StageSettings
 
 SHARE = {"text_to_sid": 1.0, "both": 0.5}
 
@@ -44,7 +45,7 @@ def prepare(a):
     extended = ExtendedModel.extend(*load_base(a.model), sids)
     initialize(extended, "normal_matched")
     pairs = encode_pairs(extended, grounding_pairs(dataset, sids, tuple(a.templates), holdout=0).train)
-    return extended, pairs, batch_schedule(pairs, GroundingConfig(steps=a.steps, batch_size=a.batch, share_text_to_sid=SHARE[a.mix]))
+    return extended, pairs, batch_schedule(pairs, steps=a.steps, batch_size=a.batch, share_text_to_sid=SHARE[a.mix])
 
 
 def padded(pairs, rows) -> dict:
@@ -170,14 +171,8 @@ def ours(a, extended, pairs, schedule):
 
     def run():
         start = time.process_time()
-        train_stage(
-            "ours",
-            loss,
-            lambda step, part, parts: batch_part(pairs, schedule[step], part, parts),
-            [dict(params=extended.new_parameters(), lr=1e-3)],
-            a.steps,
-            show=False,
-        )
+        groups = [dict(params=extended.new_parameters(), lr=1e-3)]
+        train_stage(loss, PairBatches(pairs, schedule), groups, StageSettings("ours", a.steps, progress=False))
         return time.process_time() - start
 
     run.loss = loss
@@ -242,8 +237,7 @@ def main() -> None:
             + (f"   peak {memory[name]:.2f} GB" if memory else "")
         )
     print(f"ours  {first:8.3f} s   in the first epoch, prefixes computed")
-    fed = sum(len(rows) * (max(map(len, pairs.rest.iloc[rows])) - 1) for rows in schedule)
-    targets = sum(int(pairs.n_targets.iloc[rows].sum()) for rows in schedule)
+    fed, targets = PairBatches(pairs, schedule).size(a.steps)
     flops, own = stage_flops(extended, through=fed, targets=targets) / a.steps, statistics.median(seconds["ours"])
     print(
         f"ours: {flops / 1e9:.1f} GFLOP a step, {fed / a.steps / own:.0f} fed tokens/s, {flops / own / gemm_peak(a.dtype):.0%} of the GEMM peak of {gemm_peak(a.dtype) / 1e9:.0f} GFLOP/s"

@@ -74,7 +74,7 @@ class Losses:
         self.prefixes.plan([(fixed, text) for text in own] * 2)
         for text in [*sorted(set(own), key=lambda t: (len(t), t)), None]:
             if group and (text is None or (len(group) + 1) * len(text) > batch_tokens):
-                states |= {t: s.hidden.float().cpu().numpy() for t, s in zip(group, self.prefixes.own(fixed, group))}
+                states |= {t: s.hidden.float().cpu().numpy() for t, s in zip(group, self.prefixes.states(fixed, group))}
                 group = []
             group.append(text)
         return np.stack([states[t] for t in own])

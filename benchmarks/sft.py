@@ -39,6 +39,7 @@ from gti_nb.sft.stage import parameter_groups, step_part
 from gti_nb.sft.tasks import make_tasks
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.training.stage import train_stage
+from gti_nb.training.trainer import StageSettings
 
 
 def prepare(a):
@@ -115,13 +116,10 @@ def ours(a, extended, batches, packing=0):
 
     def train():
         train_stage(
-            "sft",
             loss,
             lambda step, part, parts: step_part(batches[step], part, parts),
             parameter_groups(extended, config, extended.backbone_parameters()),
-            a.steps,
-            autocast=a.precision == "bf16",
-            show=False,
+            StageSettings("sft", a.steps, autocast=a.precision == "bf16", progress=False),
         )
 
     return lambda: timed(train)

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ from .loss import SFTLoss, check_loss
 from .sharding import ShardedCopy
 from .tasks import make_tasks
 from ..training.callbacks import KeepBest
-from ..training.stage import Checkpoints, StageResult, train_stage
+from ..training.checkpoints import Checkpoints, is_first_process, run_key
+from ..training.stage import StageResult, StageRun, train_stage
+from ..training.trainer import StageSettings, batch_part
 
 # %% ../../nbs/11_sft/10_stage.ipynb #e416de2d
 def stage_batches(
@@ -62,13 +64,9 @@ def step_part(
     parts: int,  # number of parts: processes times accumulation steps
 ) -> dict[str, Any]:  # arguments of `SFTLoss`, with the direction and the share of the targets
     "Every `parts`-th example of a batch."
-    if len(batch) < parts:
-        raise GTIError(
-            f"batch_size: {len(batch)} examples cannot be cut into {parts} parts (processes times gradient_accumulation_steps); "
-            "use a larger batch_size"
-        )
-    own, tasks = batch[part::parts], tuple(dict.fromkeys(e.task for e in batch))
-    return dict(examples=own, tasks=tasks, direction=tasks[0] if len(tasks) == 1 else "mixed", share=_targets(own) / _targets(batch))
+    own, share = batch_part(batch, part, parts, _targets)
+    tasks = tuple(dict.fromkeys(e.task for e in batch))
+    return dict(examples=own, tasks=tasks, direction=tasks[0] if len(tasks) == 1 else "mixed", share=share)
 
 # %% ../../nbs/11_sft/10_stage.ipynb #69027ce4
 def _checkpoint_layers(extended: ExtendedModel, switch: str, *args) -> None:
@@ -136,15 +134,8 @@ _LAYOUT = ("gradient_accumulation_steps", "gradient_checkpointing", "packing")  
 
 def _stage_key(extended: ExtendedModel, batches: Sequence[list[Example]], config: SFTConfig) -> dict[str, Any]:
     "What two runs must share for one to resume the other."
-    free = ("save_steps", "report_to", *_LAYOUT)
     data = content_hash([content_hash([[e.task, e.ids, e.scored] for e in batches[step]]) for step in range(config.steps)])
-    return dict(
-        data=data,
-        weights=extended.pretrained_hash(),
-        tokens=content_hash(extended.token_names, extended.tokenizer.get_vocab()),
-        start=content_hash([p.detach() for p in extended.new_parameters()]),
-        **{f"setting {k}": v for k, v in asdict(config).items() if k not in free},
-    )
+    return run_key(config, _LAYOUT, data=data, **extended.fingerprint())
 
 
 def _checkpoints(
@@ -236,26 +227,27 @@ def _run(
     checkpoints: Checkpoints | None,
     callbacks: Sequence[TrainerCallback],
     progress: bool,
-) -> tuple[list[dict], float, list[dict]]:  # as `train_stage` returns them
+) -> StageRun:  # records, seconds, resumed
     "Run the steps."
     extended, warmup = training.loss.extended, config.warmup_steps
-    return train_stage(
+    settings = StageSettings(
         "sft",
-        training.loss,
-        lambda step, part, parts: step_part(batches[step], part, parts),
-        training.groups,
         config.steps,
         warmup_steps=int(warmup) if warmup >= 1 else math.ceil(warmup * config.steps),
         lr_scheduler_type=config.lr_scheduler_type,
-        accumulation=config.gradient_accumulation_steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         autocast=pick_dtype(config.precision, extended.device) == torch.bfloat16,
         device=extended.device,
         seed=config.seed,
-        checkpoints=checkpoints,
-        callbacks=[*([training.best] if training.best else []), *callbacks],
         report_to=config.report_to,
-        show=progress,
+        progress=progress,
     )
+
+    def part_of(step: int, part: int, parts: int) -> dict:
+        return step_part(batches[step], part, parts)
+
+    own = [training.best] if training.best else []
+    return train_stage(training.loss, part_of, training.groups, settings, checkpoints, [*own, *callbacks])
 
 # %% ../../nbs/11_sft/10_stage.ipynb #86af4156
 def _check_call(extended: ExtendedModel, config: SFTConfig, validate: Callable | None) -> None:
@@ -268,7 +260,7 @@ def _check_call(extended: ExtendedModel, config: SFTConfig, validate: Callable |
 
 def _finish(extended: ExtendedModel, out_dir: Path, config: SFTConfig) -> None:
     "Write the rows and the adapters, and remove the checkpoints."
-    if int(os.environ.get("RANK", 0)) != 0:
+    if not is_first_process():
         return
     extended.save_rows(out_dir / "sft.safetensors")
     shutil.rmtree(out_dir / "adapter", ignore_errors=True)  # from another run

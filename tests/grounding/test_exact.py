@@ -1,4 +1,4 @@
-"Twenty optimizer steps of the grounding stage, of Algorithm 1 as it is written, and of PEFT's trainable tokens: the same losses, gradients and rows."
+"Twenty optimizer steps of the grounding stage, of Algorithm 1 as written, and of PEFT's trainable tokens give the same rows."
 
 from collections import Counter
 
@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, P
 
 from gti_nb.assets import load_base
 from gti_nb.data.dataset import load_dataset
-from gti_nb.grounding.loss import GroundingLoss, encode_pairs
-from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, batch_part, batch_schedule
+from gti_nb.grounding.batches import PairBatches, batch_schedule
+from gti_nb.grounding.loss import GroundingLoss
+from gti_nb.grounding.pairs import encode_pairs, grounding_pairs
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.sid.codes import SemanticIds
 
@@ -60,11 +60,13 @@ def make_extended(name):
 
 def padded(extended, pairs: pd.DataFrame, rows, side: str) -> dict:
     "Whole sequences of a step as every trainer takes them, with labels on the targets."
-    whole = [p + r for p, r in zip(pairs.prefix.iloc[rows], pairs.rest.iloc[rows])]
-    labels = [[-100] * (len(w) - n) + w[-n:] for w, n in zip(whole, pairs.n_targets.iloc[rows])]
-    pad = lambda x, value: nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in x], batch_first=True, padding_value=value, padding_side=side
-    )
+    whole = [p + r for p, r in zip(pairs.prefix.iloc[rows], pairs.rest.iloc[rows], strict=True)]
+    labels = [[-100] * (len(w) - n) + w[-n:] for w, n in zip(whole, pairs.n_targets.iloc[rows], strict=True)]
+
+    def pad(x, value):
+        rows = [torch.tensor(row) for row in x]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
     attend = pad([[1] * len(w) for w in whole], 0)
     return dict(input_ids=pad(whole, 0), attention_mask=attend, position_ids=(attend.cumsum(1) - 1).clamp(min=0), labels=pad(labels, -100))
 
@@ -72,12 +74,12 @@ def padded(extended, pairs: pd.DataFrame, rows, side: str) -> dict:
 def ours(extended, pairs, schedule, cache: float, accumulation: int):
     "The stage's loss, part by part."
     loss, parameters = GroundingLoss(extended, cache_bytes=cache), extended.new_parameters()
-    loss.prefixes.plan((tuple(p[:f]), tuple(p[f:])) for step in schedule for p, f in zip(pairs.prefix.iloc[step], pairs.fixed.iloc[step]))
+    loss.prefixes.plan(PairBatches(pairs, schedule).prompts())
 
     def step(rows):
         total = 0.0
         for i in range(accumulation):
-            part = batch_part(pairs, rows, i, accumulation)
+            part = PairBatches(pairs, [rows])(0, i, accumulation)
             part.pop("direction")
             share = part.pop("share")
             value = share * loss(**part)
@@ -145,7 +147,10 @@ def peft(extended, pairs, side: str):
 def run(parameters, step, schedule, n_new, learning_rate):
     "Losses, gradients of the new rows at every step, and the rows at the end."
     optimizer, losses, grads = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0), [], []
-    tail = lambda x: x[-n_new:].detach().double().flatten()
+
+    def tail(x):
+        return x[-n_new:].detach().double().flatten()
+
     for rows in schedule:
         optimizer.zero_grad()
         losses.append(step(rows))
@@ -156,16 +161,16 @@ def run(parameters, step, schedule, n_new, learning_rate):
 
 def assert_same(a, b):
     "Losses, gradients and rows agree to 1e-4 of their size, at every step."
-    for step, (x, y) in enumerate(zip(a[0], b[0])):
+    for step, (x, y) in enumerate(zip(a[0], b[0], strict=True)):
         assert x == pytest.approx(y, rel=1e-4), f"loss of step {step}"
-    for step, (x, y) in enumerate(zip(a[1], b[1])):
+    for step, (x, y) in enumerate(zip(a[1], b[1], strict=True)):
         assert (x - y).norm() < 1e-4 * y.norm(), f"gradient of step {step}"
     assert (a[2] - b[2]).norm() < 1e-4 * b[2].norm()
 
 
 def compare(name, side, cache, accumulation, steps=20, size=8, learning_rate=1e-2):
     extended, pairs = make_extended(name)
-    schedule = batch_schedule(pairs, GroundingConfig(steps=steps, batch_size=size, share_text_to_sid=0.5))
+    schedule = batch_schedule(pairs, steps=steps, batch_size=size, share_text_to_sid=0.5)
     assert {pairs.direction.iloc[rows[0]] for rows in schedule} == {"text_to_sid", "sid_to_text"}
     reference = run(*algorithm_1(extended, pairs, side), schedule, extended.n_new, learning_rate)
     theirs = run(*peft(extended, pairs, side), schedule, extended.n_new, learning_rate)
@@ -175,7 +180,7 @@ def compare(name, side, cache, accumulation, steps=20, size=8, learning_rate=1e-
     assert_same(mine, reference)
     assert_same(mine, theirs)
     assert extended.pretrained_hash() == before, "an old row moved"
-    met = Counter((tuple(p[:f]), tuple(p[f:])) for rows in schedule for p, f in zip(pairs.prefix.iloc[rows], pairs.fixed.iloc[rows]))
+    met = Counter(PairBatches(pairs, schedule).prompts())
     return prefixes, {text for text, times in met.items() if times > 1 and text[1]}
 
 

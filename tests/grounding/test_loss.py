@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
-from gti_nb.grounding.loss import GroundingLoss, encode_pairs, reference_loss
-from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, batch_schedule, ground
+from gti_nb.grounding.batches import PairBatches, batch_schedule
+from gti_nb.grounding.loss import GroundingLoss, reference_loss
+from gti_nb.grounding.pairs import encode_pairs, grounding_pairs
+from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.prompts import GROUNDING
 from gti_nb.sid.codes import SemanticIds
@@ -90,7 +91,7 @@ def test_cache_size_changes_nothing(cache_bytes, toy):
     pairs = encode_pairs(extended, grounding_pairs(toy, sids).train)
     loss = GroundingLoss(extended, cache_bytes=cache_bytes)
     rows = np.flatnonzero(pairs.direction == "text_to_sid")[:12]
-    loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix.iloc[rows], pairs.fixed.iloc[rows])] * 2)
+    loss.prefixes.plan(PairBatches(pairs, [rows, rows]).prompts())
     for _ in range(2):
         assert_exact(extended, loss, **batch(pairs, rows))
     assert loss.prefixes.bytes <= cache_bytes
@@ -116,7 +117,7 @@ def test_only_the_new_rows_move(base, precision, toy):
     ground(extended, grounding_pairs(toy, sids), GroundingConfig(steps=4, batch_size=4, precision=precision), progress=False)
     now = dict(extended.model.named_parameters())
     assert old and all(torch.equal(now[n], p) for n, p in old.items())
-    assert all(not torch.equal(p, s) for p, s in zip(extended.new_parameters(), start))
+    assert all(not torch.equal(p, s) for p, s in zip(extended.new_parameters(), start, strict=True))
     assert extended.new_rows.dtype == torch.float32
 
 
@@ -141,7 +142,7 @@ def test_text_cannot_smuggle_a_code_into_a_pair(toy):
     sids = toy_sids()
     extended = make_extended("tiny-llama", sids)
     pairs = encode_pairs(extended, grounding_pairs(hostile, sids, TEMPLATES).train)
-    new = [[i for i in [*p, *r] if i >= extended.n_pretrained] for p, r in zip(pairs.prefix, pairs.rest)]
+    new = [[i for i in [*p, *r] if i >= extended.n_pretrained] for p, r in zip(pairs.prefix, pairs.rest, strict=True)]
     assert all(len(n) == sids.levels for n in new)
 
 
@@ -186,7 +187,7 @@ def test_a_schedule_shows_every_pair_of_a_template_before_any_comes_again(toy):
     sids = toy_sids()
     extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
     pairs = encode_pairs(extended, grounding_pairs(toy, sids, ("text_to_sid", "sid_to_title"), holdout=0.1).train)
-    steps = batch_schedule(pairs, GroundingConfig(steps=40, batch_size=4, share_text_to_sid=0.5))
+    steps = batch_schedule(pairs, steps=40, batch_size=4, share_text_to_sid=0.5)
     for direction in ("text_to_sid", "sid_to_text"):
         rows = np.flatnonzero(pairs.direction == direction)
         own = [s for s in steps if pairs.direction[s[0]] == direction]
@@ -198,7 +199,10 @@ def test_weights_choose_templates(toy):
     sids = toy_sids()
     extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
     pairs = encode_pairs(extended, grounding_pairs(toy, sids, TEMPLATES).train)
-    used = lambda **kw: {pairs.template[s[0]].split("/")[0] for s in batch_schedule(pairs, GroundingConfig(steps=60, batch_size=4, **kw))}
+
+    def used(**weights):
+        return {pairs.template[rows[0]].split("/")[0] for rows in batch_schedule(pairs, steps=60, batch_size=4, **weights)}
+
     assert used() == set(TEMPLATES)
     assert used(template_weights=dict(title_to_sid=1, sid_to_text=2)) == {"title_to_sid", "sid_to_text"}
     assert used(template_weights=dict(title_to_sid=1)) == {"title_to_sid"}
@@ -263,7 +267,8 @@ class Kill(TrainerCallback):
 toy = load_dataset("toy")
 sids = SemanticIds(torch.stack([torch.arange(40) % 4, torch.arange(40) // 4], 1))
 extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)
-config = GroundingConfig(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32", save_steps=1, eval_steps=2, seed=seed, cache_bytes=30_000, gradient_accumulation_steps=2)
+config = GroundingConfig(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32", save_steps=1, eval_steps=2, seed=seed,
+                         cache_bytes=30_000, gradient_accumulation_steps=2)
 result = ground(extended, grounding_pairs(toy, sids, holdout=0.1), config, out_dir=out, callbacks=[Kill()], progress=False)
 print([r["step"] for r in result.losses], result.resumed, len(result.heldout["curve"]))
 """
@@ -281,7 +286,7 @@ def stage(tmp_path, out, killed_at=-1, seed=0, launcher=()):
 
 
 def rows_of(folder):
-    return safetensors.torch.load_file(folder / "grounded.safetensors")
+    return safetensors.torch.load_file(folder / "grounding.safetensors")
 
 
 def assert_same_rows(a, b, exact=True):

@@ -9,10 +9,11 @@ from grounding.test_exact import MODELS, base
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
+from gti_nb.grounding.batches import DrawnAnswers, PairBatches
 from gti_nb.grounding.full import FullConfig
-from gti_nb.grounding.loss import GroundingLoss, encode_pairs
-from gti_nb.grounding.pairs import grounding_pairs
-from gti_nb.grounding.stage import GroundingConfig, batch_part, drawn_codes, ground
+from gti_nb.grounding.loss import GroundingLoss
+from gti_nb.grounding.pairs import described_pairs, encode_pairs, grounding_pairs
+from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.grounding.targets import SharedTargets
 from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
@@ -49,10 +50,11 @@ def test_loss_and_gradient_are_those_of_a_cross_entropy_with_shared_targets(name
     extended.train_only(backbone=False)
     pairs = grounding_pairs(dataset, sids, ("text_to_sid",), holdout=0)
     encoded, items, rows = encode_pairs(extended, pairs.train), pairs.train["item"].to_numpy(copy=True), np.array([3, 8, 21, 30, 5])
-    batch = batch_part(encoded, rows, 0, 1, lambda rows: drawn_codes(extended, SharedTargets(sids, vectors, 0.5), items, rows, seed=7))
+    answers = DrawnAnswers(SharedTargets(sids, vectors, 0.5), items, extended.n_pretrained, seed=7)
+    batch = PairBatches(encoded, [rows], answers)(0)
     batch.pop("direction")
     batch.pop("share")
-    assert any(drawn != own for drawn, own in zip(batch["rest"], encoded.rest.iloc[rows])), (
+    assert any(drawn != own for drawn, own in zip(batch["rest"], encoded.rest.iloc[rows], strict=True)), (
         "every code drawn is the item's own, so nothing was tested"
     )
     loss, parameters = GroundingLoss(extended, cache_bytes=cache), extended.new_parameters()
@@ -62,14 +64,14 @@ def test_loss_and_gradient_are_those_of_a_cross_entropy_with_shared_targets(name
     for place, prefix in enumerate(encoded.prefix.iloc[rows]):  # one by one, every token through the model, the full vocabulary's softmax
         whole = prefix + batch["rest"][place]
         logp = extended.model(torch.tensor(whole)[None]).logits[0, -sids.levels - 1 : -1].log_softmax(-1)
-        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes)):
+        for level, (offset, size) in enumerate(zip(sids.offsets, sids.level_sizes, strict=True)):
             total = (
                 total
                 - (batch["soft"][level][place] * logp[level, extended.n_pretrained + offset : extended.n_pretrained + offset + size]).sum()
             )
     expected = total / (len(rows) * sids.levels)
     assert abs(value.item() - expected.item()) < 1e-4 * abs(expected.item())
-    for a, b in zip(found, torch.autograd.grad(expected, parameters)):
+    for a, b in zip(found, torch.autograd.grad(expected, parameters), strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
@@ -120,7 +122,9 @@ def test_a_run_with_other_targets_does_not_go_on_from_a_checkpoint(toy, tmp_path
             if state.global_step == 4:
                 raise Stop
 
-    start = lambda: ExtendedModel.extend(*load_base("tiny-llama"), sids)
+    def start():
+        return ExtendedModel.extend(*load_base("tiny-llama"), sids)
+
     config, pairs = GroundingConfig(steps=8, batch_size=8, soften=0.3, save_steps=2, precision="fp32"), grounding_pairs(dataset, sids)
     with pytest.raises(Stop):
         ground(start(), pairs, config, tmp_path, [After()], progress=False, vectors=vectors)
@@ -144,7 +148,5 @@ def test_what_cannot_be_shared_is_refused(toy):
     with pytest.raises(GTIError, match="leave it at 0"):
         FullConfig(soften=0.3)
     words = ExtendedModel.extend(*load_base("tiny-llama"), {"<sun>": "shines", "<moon>": "shines at night"})
-    from gti_nb.grounding.pairs import described_pairs
-
-    with pytest.raises(GTIError, match="plain words"):
+    with pytest.raises(GTIError, match="described tokens"):
         ground(words, described_pairs(words), GroundingConfig(steps=1, soften=0.3), vectors=vectors)

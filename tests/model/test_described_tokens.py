@@ -17,8 +17,8 @@ from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.data.queries import load_queries
 from gti_nb.grounding.full import FullConfig, ground_full
-from gti_nb.grounding.loss import GroundingLoss, encode_pairs, reference_loss
-from gti_nb.grounding.pairs import described_pairs
+from gti_nb.grounding.loss import GroundingLoss, reference_loss
+from gti_nb.grounding.pairs import described_pairs, encode_pairs
 from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.base import draw_rows
 from gti_nb.initializers.registry import initialize
@@ -32,22 +32,22 @@ TOOLS = {"<calculator>": "adds and multiplies numbers", "<calendar>": "knows the
 PAIRS = [("adds and multiplies", "<calculator>"), ("turns 3 feet into metres", ["<calculator>", "<units>"]), ("the days", ("<calendar>",))]
 
 
-def old_logits(model, ids=torch.tensor([[5, 9, 40, 7]])):
+def old_logits(model):
     with torch.no_grad():
-        return model(ids).logits
+        return model(torch.tensor([[5, 9, 40, 7]])).logits
 
 
 def test_pairs_of_text_and_tokens(tmp_path):
     model = ExtendedModel.extend(*load_base("tiny-llama-untied"), PAIRS)
     assert model.token_names == ["<calculator>", "<units>", "<calendar>"] and model.sids is None
     assert model.pairs == [("adds and multiplies", [0]), ("turns 3 feet into metres", [0, 1]), ("the days", [2])]
-    for rows, old in zip(draw_rows(model, "text_mean"), (model.pretrained_rows, model.pretrained_head_rows)):
+    for rows, old in zip(draw_rows(model, "text_mean"), (model.pretrained_rows, model.pretrained_head_rows), strict=True):
         phi = [old[model.tokenizer.encode(text, add_special_tokens=False)].mean(0) for text, _ in PAIRS]
-        for row, wanted in zip(rows, ((phi[0] + phi[1]) / 2, phi[1], phi[2])):
+        for row, wanted in zip(rows, ((phi[0] + phi[1]) / 2, phi[1], phi[2]), strict=True):
             assert torch.allclose(row, wanted, atol=1e-6)
     again = ExtendedModel.load(model.save(tmp_path / "model"))
     assert again.pairs == model.pairs and again.token_names == model.token_names
-    assert all(torch.equal(a, b) for a, b in zip(draw_rows(again, "ctfidf"), draw_rows(model, "ctfidf")))
+    assert all(torch.equal(a, b) for a, b in zip(draw_rows(again, "ctfidf"), draw_rows(model, "ctfidf"), strict=True))
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded"])
@@ -56,7 +56,7 @@ def test_descriptions_survive_saving(base, tmp_path):
     initialize(model, "text_mean")
     again = ExtendedModel.load(model.save(tmp_path / "model"))
     assert again.descriptions == TOOLS and again.pairs == [(text, [i]) for i, text in enumerate(TOOLS.values())]
-    assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), model.new_parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), model.new_parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -97,35 +97,33 @@ def test_what_is_refused_leaves_the_model_alone(words, message):
 
 @pytest.mark.parametrize("base", ["tiny-llama-padded", "tiny-gpt2-untied"])
 @pytest.mark.parametrize(
-    "given",
+    "init, given",
     [
-        dict(init="text_means"),
-        dict(init="text_mean"),
-        dict(init="text_mean", dataset="small"),
-        dict(init="from_checkpoint", checkpoint="nowhere"),
+        ("text_means", {}),
+        ("text_mean", {}),
+        ("text_mean", dict(dataset="small")),
+        ("from_checkpoint", dict(checkpoint="nowhere")),
     ],
 )
-def test_a_refused_start_leaves_the_model_alone(base, given):
+def test_a_refused_start_leaves_the_model_alone(base, init, given):
     sids = SemanticIds(torch.stack([torch.arange(40) // 8, torch.arange(40) % 8], 1))
     if "dataset" in given:
         given = given | {"dataset": load_dataset("toy")}
         given["dataset"].items = given["dataset"].items[:10]
-    model, tokenizer = load_base(base)
-    before, tied = old_logits(model), model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    sizes = model.config.vocab_size, model.get_input_embeddings().weight.shape
+    extended = ExtendedModel.extend(*load_base(base), sids)
+    before, rows = old_logits(extended.model), [p.detach().clone() for p in extended.new_parameters()]
     with pytest.raises(GTIError):
-        ExtendedModel.extend(model, tokenizer, sids, **given)
-    assert torch.equal(old_logits(model), before) and (model.config.vocab_size, model.get_input_embeddings().weight.shape) == sizes
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
-    extended = ExtendedModel.extend(model, tokenizer, sids)
+        initialize(extended, init, **given)
+    assert torch.equal(old_logits(extended.model), before)
+    assert all(torch.equal(p, row) for p, row in zip(extended.new_parameters(), rows, strict=True))
     initialize(extended, "text_mean", dataset=load_dataset("toy"))
-    assert extended.tied == tied and torch.equal(extended.new_rows, draw_rows(extended, "text_mean", load_dataset("toy"))[0])
+    assert torch.equal(extended.new_rows, draw_rows(extended, "text_mean", load_dataset("toy"))[0])
 
 
 def test_names_that_hold_each_other():
     "One name inside another, and names side by side, all keep their ids."
     model = ExtendedModel.extend(*load_base("tiny-llama"), {"<t>": "", "<t><t>": "", "<t>_1": "", "<t>_12": "", "@x y": "", "工具!": ""})
-    for name, i in zip(model.token_names, model.new_ids.tolist()):
+    for name, i in zip(model.token_names, model.new_ids.tolist(), strict=True):
         for text in (name, f"a{name} b", f"{name}\n{name}"):
             assert model.tokenizer.encode(text, add_special_tokens=False).count(i) == text.count(name)
 
@@ -150,10 +148,10 @@ def test_from_checkpoint(base, sids, tmp_path):
     path = first.save_rows(tmp_path / "deep" / "rows.safetensors")
     second = ExtendedModel.extend(*load_base(base), sids)
     initialize(second, "from_checkpoint", checkpoint=path)
-    assert all(torch.equal(a, b) for a, b in zip(first.new_parameters(), second.new_parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first.new_parameters(), second.new_parameters(), strict=True))
     third = noisy(base, sids)
     third.load_rows(path)
-    assert all(torch.equal(a, b) for a, b in zip(first.new_parameters(), third.new_parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first.new_parameters(), third.new_parameters(), strict=True))
     assert not list(tmp_path.glob("**/*.part")) and not list(tmp_path.glob("**/.*"))
 
 
@@ -167,7 +165,9 @@ def test_from_checkpoint_with_a_bias(tmp_path):
     for i, p in enumerate(first.new_parameters()):
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(i))
     initialize(second, "from_checkpoint", checkpoint=first.save_rows(tmp_path / "rows.safetensors"))
-    assert len(first.new_parameters()) == 3 and all(torch.equal(a, b) for a, b in zip(first.new_parameters(), second.new_parameters()))
+    assert len(first.new_parameters()) == 3 and all(
+        torch.equal(a, b) for a, b in zip(first.new_parameters(), second.new_parameters(), strict=True)
+    )
 
 
 def test_rows_that_do_not_belong_here(tmp_path):
@@ -262,14 +262,14 @@ def test_pairs_of_words_go_both_ways():
     for template, direction in ((ASK, "text_to_sid"), (TELL, "sid_to_text")):
         own = pairs.train[pairs.train.template == template.name]
         assert set(own.direction) == {direction} and set(own.form) == {template}
-        assert list(zip(own.text, own["rows"])) == [
+        assert list(zip(own.text, own["rows"], strict=True)) == [
             ("adds and multiplies numbers", (0,)),
             ("knows the days", (1,)),
-            *zip([t for t, _ in REQUESTS], [(0,), (0,), (1,), (1,), (2,), (2, 1)]),
+            *zip([t for t, _ in REQUESTS], [(0,), (0,), (1,), (1,), (2,), (2, 1)], strict=True),
         ]
-    assert set(described_pairs(model, REQUESTS, tell=None).train.template) == {"text_to_word"} and len(described_pairs(model).train) == 4
+    assert set(described_pairs(model, REQUESTS, tell=None).train.template) == {"text_to_token"} and len(described_pairs(model).train) == 4
     encoded = encode_pairs(model, pairs.train)
-    new = [[i - model.n_pretrained for i in [*p, *r] if i >= model.n_pretrained] for p, r in zip(encoded.prefix, encoded.rest)]
+    new = [[i - model.n_pretrained for i in [*p, *r] if i >= model.n_pretrained] for p, r in zip(encoded.prefix, encoded.rest, strict=True)]
     assert new == [list(rows) for rows in pairs.train["rows"]]
     assert encoded.n_targets[encoded.direction == "text_to_sid"].tolist() == [1] * 7 + [2]
 
@@ -277,7 +277,7 @@ def test_pairs_of_words_go_both_ways():
 def test_pairs_given_to_extend_are_grounded_as_they_are():
     model = ExtendedModel.extend(*load_base("tiny-llama"), PAIRS)
     pairs = described_pairs(model, [("adds and multiplies", "<calculator>")], holdout=0.5)  # said already: not held out, not twice
-    assert texts_of(pairs.train, "text_to_word") == [text for text, _ in PAIRS] and not len(pairs.heldout)
+    assert texts_of(pairs.train, "text_to_token") == [text for text, _ in PAIRS] and not len(pairs.heldout)
     assert pairs.train["rows"].tolist()[:3] == [(0,), (0, 1), (2,)]
 
 
@@ -286,13 +286,13 @@ def test_held_out_texts_are_spread_over_the_tokens(share):
     model = ExtendedModel.extend(*load_base("tiny-llama"), {f"<t_{i}>": f"thing {i}" for i in range(10)})
     more = [(f"text {j} about {i}", f"<t_{i}>") for j in range(8) for i in range(10)] + [(f"text {j} about 0", "<t_9>") for j in range(8)]
     pairs = described_pairs(model, more, holdout=share, seed=3)
-    held = texts_of(pairs.heldout, "text_to_word")
+    held = texts_of(pairs.heldout, "text_to_token")
     assert not set(held) & set(pairs.train.text) and {f"thing {i}" for i in range(10)} <= set(pairs.train.text)
     assert len(set(held)) == round(80 * share) and len(pairs.train) + len(pairs.heldout) == 2 * 98
     by_token = Counter(int(text.split()[-1]) for text in set(held))
     assert not share or max(by_token.values()) - min(by_token[i] for i in range(10)) <= 1
     again, other = (described_pairs(model, more, holdout=share, seed=s) for s in (3, 4))
-    assert texts_of(again.heldout, "text_to_word") == held and (not share or texts_of(other.heldout, "text_to_word") != held)
+    assert texts_of(again.heldout, "text_to_token") == held and (not share or texts_of(other.heldout, "text_to_token") != held)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_held_out_texts_are_spread_over_the_tokens(share):
         ),
         (dict(more=[("a", ["<calculator>", 3])]), "\\['<calculator>', 3\\]"),
         (dict(more=[("a", [])]), "tokens of pair 0 are \\[\\]"),
-        (dict(holdout=0.6), "holdout: got 0.6, allowed: 0 to 0.5"),
+        (dict(holdout=0.6), "holdout: got 0.6, allowed: a number from 0 to 0.5"),
         (dict(holdout=float("nan")), "holdout: got nan"),
         (dict(ask=TELL), "ask: 'tool_to_text' has the slots \\['sid'\\]"),
         (dict(tell=ASK), "tell: 'request_to_tool' has the slots \\['text'\\]"),
@@ -328,7 +328,7 @@ def test_word_pairs_that_are_refused(given, message):
 
 def test_words_and_codes_are_not_mixed_up():
     codes, words = ExtendedModel.extend(*load_base("tiny-llama"), SIDS), ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": "x"})
-    with pytest.raises(GTIError, match="take grounding_pairs"):
+    with pytest.raises(GTIError, match="call grounding_pairs"):
         described_pairs(codes)
     pairs = described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), TOOLS), REQUESTS)
     with pytest.raises(GTIError, match="name the new row 2, the model has 1 new rows"):
@@ -351,7 +351,7 @@ def test_text_about_a_word_never_becomes_a_word():
         encode_pairs(model, pairs),
         set(model.tokenizer.added_tokens_decoder) - set(range(model.n_pretrained, model.n_pretrained + 3)),
     )
-    for pair, known, prefix, rest in zip(pairs["rows"], pairs.template, encoded.prefix, encoded.rest):
+    for pair, known, prefix, rest in zip(pairs["rows"], pairs.template, encoded.prefix, encoded.rest, strict=True):
         assert [i - model.n_pretrained for i in [*prefix, *rest] if i >= model.n_pretrained] == list(pair)
         clean = encode_pairs(model, pairs[pairs.template == known].head(1).assign(text="plain"))
         assert sum(i in control for i in [*prefix, *rest]) == sum(i in control for i in [*clean.prefix[0], *clean.rest[0]])
@@ -408,15 +408,15 @@ def test_grounded_words_are_recalled_and_old_rows_stand(base, tmp_path):
     assert old and all(torch.equal(now[n], p) for n, p in old.items())
     assert set(result.heldout["after"]) == {"text_to_sid", "sid_to_text"}
     again = ExtendedModel.extend(*load_base(base), {f"<t_{i}>": f"does thing number {i}" for i in range(12)})
-    again.load_rows(tmp_path / "grounded.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), model.new_parameters()))
+    again.load_rows(tmp_path / "grounding.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), model.new_parameters(), strict=True))
 
 
 def test_held_out_texts_are_asked_as_word_questions_ask():
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
     pairs = described_pairs(model, REQUESTS, ASK, TELL, holdout=0.5)
     asked, held = pair_questions(model, pairs.heldout, ASK.name), pairs.heldout[pairs.heldout.template == ASK.name]
-    same = described_questions(model, [(text, model.token_names[rows[0]]) for text, rows in zip(held.text, held["rows"])])
+    same = described_questions(model, [(text, model.token_names[rows[0]]) for text, rows in zip(held.text, held["rows"], strict=True)])
     assert asked.texts == same.texts == held.text.tolist() and torch.equal(asked.rows, same.rows) and asked.titles == same.titles
     table = grounding_quality(model, pairs, ASK.name, ks=(1, 2))
     assert list(table.index) == ["held out", "trained", "chance"] and list(table) == ["code@1", "code@2", "title@1", "title_lift@1"]
@@ -424,7 +424,7 @@ def test_held_out_texts_are_asked_as_word_questions_ask():
     with pytest.raises(GTIError, match="template: got 'text_to_sid', allowed: .* \\['request_to_tool'\\]"):
         grounding_quality(model, pairs)
     bare = ExtendedModel.extend(*load_base("tiny-llama"), dict.fromkeys(TOOLS, ""))
-    assert list(grounding_quality(bare, described_pairs(bare, REQUESTS, holdout=0.5), "text_to_word", ks=(1,))) == ["code@1"]
+    assert list(grounding_quality(bare, described_pairs(bare, REQUESTS, holdout=0.5), "text_to_token", ks=(1,))) == ["code@1"]
 
 
 def test_a_stage_does_not_go_on_with_other_texts_or_questions(tmp_path):
@@ -471,9 +471,11 @@ def test_metatool():
     "199 tools of a tiny model: their queries become pairs, and the stage runs."
     data = load_queries(METATOOL)
     names = [f"<tool_{i}>" for i in range(data.n_items)]
-    model = ExtendedModel.extend(*load_base("tiny-llama"), dict(zip(names, data.texts())))
+    model = ExtendedModel.extend(*load_base("tiny-llama"), dict(zip(names, data.texts(), strict=True)))
     queries = data.pairs("train").groupby("item").head(2)
-    pairs = described_pairs(model, [(text, names[i]) for text, i in zip(queries.text, queries["item"])], ASK, TELL, holdout=0.5)
+    pairs = described_pairs(
+        model, [(text, names[i]) for text, i in zip(queries.text, queries["item"], strict=True)], ASK, TELL, holdout=0.5
+    )
     assert (
         pairs.left_out == 0
         and len(set(pairs.heldout.text)) == pytest.approx(199, abs=3)

@@ -46,7 +46,8 @@ def test_merged_folder_loads_in_plain_transformers_with_identical_logits(base, t
     code = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}), AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r})
+tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
 ids = torch.tensor({ids.tolist()})
 assert tokenizer.encode("<c_0>") != [1] and tokenizer.encode("<a_2><b_0>", add_special_tokens=False) == {extended.token_ids[1].tolist()}
 with torch.no_grad(): gap = (model.eval()(ids).logits - torch.load({str(tmp_path / "logits.pt")!r})).abs().max().item()
@@ -62,7 +63,7 @@ def test_saved_model_splits_again(base, tmp_path):
     extended.save(tmp_path / "model")
     again = ExtendedModel.load(tmp_path / "model")
     assert again.pretrained_hash() == extended.pretrained_hash() and again.tied == extended.tied
-    assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), extended.new_parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), extended.new_parameters(), strict=True))
     assert torch.equal(again.token_ids, extended.token_ids)
 
 
@@ -94,7 +95,7 @@ def test_rows_of_another_run(tmp_path):
 
 def test_tokens_keep_their_ids_inside_text():
     extended = shaken("tiny-llama")
-    for name, i in zip(extended.token_names, extended.new_ids.tolist()):
+    for name, i in zip(extended.token_names, extended.new_ids.tolist(), strict=True):
         for text in (name, f"a{name}b", f" {name} {name}"):
             assert extended.tokenizer.encode(text, add_special_tokens=False).count(i) == text.count(name)
     assert extended.tokenizer.decode(extended.token_ids[1], skip_special_tokens=True).replace(" ", "") == "<a_2><b_0>"

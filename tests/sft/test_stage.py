@@ -95,14 +95,14 @@ def test_any_start_is_a_start(start, split, tmp_path):
     first = shaped("llama", init="mean")
     if start == "rows":
         first.new_rows.data.normal_(std=0.2)
-        first.save_rows(tmp_path / "grounded.safetensors")
+        first.save_rows(tmp_path / "grounding.safetensors")
     finetune(first, split, config(steps=2), progress=False)
     if start == "folder":
         first.save(tmp_path / "model")
         first = ExtendedModel.load(tmp_path / "model")
     if start == "rows":
         first = shaped("llama", init="mean")
-        first.load_rows(tmp_path / "grounded.safetensors")
+        first.load_rows(tmp_path / "grounding.safetensors")
     assert all(np.isfinite(r["loss"]) for r in finetune(first, split, config(steps=2), progress=False).losses)
 
 
