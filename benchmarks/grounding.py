@@ -1,13 +1,16 @@
-"""CPU seconds a step of the grounding stage and of three ways that others train new rows, each through its own trainer, interleaved in one process; peak memory of each in a process of its own.
+"""CPU seconds per step of the grounding stage and of three other ways to train new rows, and the peak memory of each.
+
+Every way runs through its own trainer. They take turns in one process; memory is measured in one process per way.
 
     OMP_NUM_THREADS=1 python benchmarks/grounding.py --model smollm2-135m --mix text_to_sid --precision fp32
 
 (a) full     `Trainer`, the whole tied matrix trains, its gradient masked to the new rows (the paper's Algorithm 1)
 (b) peft     `Trainer`, PEFT `trainable_token_indices` on a plain model
 (c) trl      TRL's `SFTTrainer` on our split embedding and head, completion-only loss
-(d) ours     `gti_nb.grounding`: frozen prefixes kept, targets-only logits, rows of their own
+(d) ours     `gti_nb.grounding`: frozen prefixes kept, logits at the targets only, new rows as their own parameter
 
-"ours" is timed on steps whose prefixes are kept already, as in all epochs but the first; `first epoch` has them computed. Peers are as fast as their defaults make them.
+"ours" is timed on steps whose prefixes are already kept, as in all epochs but the first; "in the first epoch" computes them.
+The others are as fast as their defaults make them.
 """
 
 import argparse
@@ -51,9 +54,12 @@ def prepare(a):
 def padded(pairs, rows) -> dict:
     "Whole sequences of a step, right-padded, with labels on the targets."
     group = pairs.iloc[rows]
-    whole = [torch.tensor(p + r) for p, r in zip(group.prefix, group.rest)]
-    labels = [w.clone().index_fill_(0, torch.arange(len(w) - n), -100) for w, n in zip(whole, group.n_targets)]
-    pad = lambda x, value: nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=value)
+    whole = [torch.tensor(p + r) for p, r in zip(group.prefix, group.rest, strict=True)]
+    labels = [w.clone().index_fill_(0, torch.arange(len(w) - n), -100) for w, n in zip(whole, group.n_targets, strict=True)]
+
+    def pad(x, value):
+        return nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=value)
+
     return dict(input_ids=pad(whole, 0), attention_mask=pad([torch.ones_like(w) for w in whole], 0), labels=pad(labels, -100))
 
 
@@ -143,7 +149,7 @@ def trl(a, extended, pairs, schedule):
     data = Dataset.from_list(
         [
             dict(input_ids=p + r, labels=[-100] * (len(p) + len(r) - n) + (p + r)[-n:])
-            for p, r, n in zip(order.prefix, order.rest, order.n_targets)
+            for p, r, n in zip(order.prefix, order.rest, order.n_targets, strict=True)
         ]
     )
 
@@ -167,7 +173,7 @@ def ours(a, extended, pairs, schedule):
     "The grounding stage."
     loss = GroundingLoss(extended, extended.compute_model(a.dtype), a.cache)
     extended.train_only(backbone=False)
-    loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix, pairs.fixed)] * 2)
+    loss.prefixes.plan([(tuple(p[:f]), tuple(p[f:])) for p, f in zip(pairs.prefix, pairs.fixed, strict=True)] * 2)
 
     def run():
         start = time.process_time()
@@ -199,16 +205,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
     parser.add_argument("--data", default="toy", help="as load_dataset takes it; movielens-100k for the figures in the docs")
-    parser.add_argument("--mix", choices=list(SHARE), default="text_to_sid", help="text -> SID alone, or both directions alike")
+    parser.add_argument("--mix", choices=list(SHARE), default="text_to_sid", help="text -> SID alone, or both directions equally")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--templates", nargs="+", default=["text_to_sid", "sid_to_title"])
     for name, value, text in [
-        ("batch", 32, "pairs a step"),
+        ("batch", 32, "pairs per step"),
         ("steps", 2, "steps of a timed run"),
         ("pairs", 3, "timed runs of each arm"),
-        ("levels", 3, "codes an item"),
-        ("codes", 64, "codes a level"),
+        ("levels", 3, "codes per item"),
+        ("codes", 64, "codes per level"),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--cache", type=float, default=2e9, help="bytes of the file for frozen prefixes (default 2e9, as GroundingConfig)")
@@ -227,20 +233,23 @@ def main() -> None:
         for name, run in runs.items():
             seconds[name].append(run() / a.steps)
     print(
-        f"{a.model}, {a.data}, {a.mix}, {a.precision}, batch {a.batch}, {a.levels} x {a.codes} codes, {torch.get_num_threads()} threads; CPU seconds a step, median of {a.pairs}"
+        f"{a.model}, {a.data}, {a.mix}, {a.precision}, batch {a.batch}, {a.levels} x {a.codes} codes, "
+        f"{torch.get_num_threads()} threads; CPU seconds per step, median of {a.pairs}"
     )
     memory = {} if a.no_memory else {name: peak_of(name) for name in runs}
     for name in runs:
-        ratio = statistics.median(x / y for x, y in zip(seconds[name], seconds["ours"]))
+        ratio = statistics.median(x / y for x, y in zip(seconds[name], seconds["ours"], strict=True))
         print(
             f"{name:5s} {statistics.median(seconds[name]):8.3f} s   {ratio:6.2f} x ours"
             + (f"   peak {memory[name]:.2f} GB" if memory else "")
         )
     print(f"ours  {first:8.3f} s   in the first epoch, prefixes computed")
     fed, targets = PairBatches(pairs, schedule).size(a.steps)
-    flops, own = stage_flops(extended, through=fed, targets=targets) / a.steps, statistics.median(seconds["ours"])
+    flops = stage_flops(extended, through=fed, targets=targets) / a.steps
+    own, peak = statistics.median(seconds["ours"]), gemm_peak(a.dtype)
     print(
-        f"ours: {flops / 1e9:.1f} GFLOP a step, {fed / a.steps / own:.0f} fed tokens/s, {flops / own / gemm_peak(a.dtype):.0%} of the GEMM peak of {gemm_peak(a.dtype) / 1e9:.0f} GFLOP/s"
+        f"ours: {flops / 1e9:.1f} GFLOP per step, {fed / a.steps / own:.0f} fed tokens/s, "
+        f"{flops / own / peak:.0%} of the GEMM peak of {peak / 1e9:.0f} GFLOP/s"
     )
 
 
