@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from .batches import DrawnAnswers, PairBatches, batch_schedule, pair_batch
 from transformers import SchedulerType, TrainerCallback
 
 from ..core import GTIError, check_choice, check_fields, check_int, check_range, content_hash, pick_dtype
+from .batches import DrawnAnswers, PairBatches, batch_schedule, pair_batch
 from .loss import GroundingLoss
 from .pairs import GroundingPairs, encode_pairs
 from .targets import SharedTargets
@@ -79,7 +79,8 @@ def heldout_loss(
 ) -> dict[str, float]:  # direction -> mean loss, weighted by targets
     "Mean loss of the pairs per direction."
     sums: dict[str, list[tuple[float, int]]] = {}
-    for (direction, _), group in pairs.groupby(["direction", "template"], sort=False):
+    for _, group in pairs.groupby(["direction", "template"], sort=False):
+        direction = str(group.direction.iloc[0])
         for i in range(0, len(group), batch_size):
             batch = pair_batch(group, np.arange(i, min(i + batch_size, len(group))))
             sums.setdefault(direction, []).append((loss(**batch).item(), sum(batch["n_targets"])))
