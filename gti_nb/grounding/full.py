@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from .batches import PairBatches
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..core import GTIError, check_choice, check_range, pick_dtype
+from .batches import PairBatches
 from .loss import scored_positions
 from .pairs import GroundingPairs, encode_pairs
 from .prefix_cache import pad
