@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from vectors import load_vectors
 
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.sid.rqvae import PRESETS, RQVAE, RQVAENetwork, rqvae_config
+from gti_nb.sid.rqvae import RQVAE
+from gti_nb.sid.rqvae_config import rqvae_config
+from gti_nb.sid.rqvae_network import RQVAENetwork
 
 
 def report(arm: str, codes: torch.Tensor, sizes: int, reconstruction: float, seconds: float) -> dict:
@@ -107,7 +109,8 @@ def compare(
     mine, theirs = table.loc["paper"], table.drop(index="paper")
     levels = [c for c in table if c.startswith("utilization")]
     floor = 1 - len(vectors.unique(dim=0)) / len(vectors)
-    sizes = f"{PRESETS['paper'].levels} x {PRESETS['paper'].codes} codes"
+    paper = rqvae_config("paper")
+    sizes = f"{paper.levels} x {paper.codes} codes"
     threads = torch.get_num_threads()
     print(f"{name}: {len(vectors)} items, {epochs} epochs, {sizes}, {seeds} seeds, {threads} threads, floor {floor:.4f}")
     print(table.round(4).to_string())

@@ -21,7 +21,7 @@ from .readers import Reader, check_finite
 from .selection import reading
 from .trie import SidTrie
 from ..model.extended import ExtendedModel
-from ..sid.codes import slices
+from ..sid.vectors import slices
 
 # %% ../../nbs/12_decode/04_scores.ipynb #f496852d
 @dataclass

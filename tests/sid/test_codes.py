@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gti_nb.core import GTIError
-from gti_nb.sid.codes import SemanticIds, sid_groups
+from gti_nb.sid.codes import SemanticIds
+from gti_nb.sid.vectors import sid_groups
 
 
 def random_codes(seed: int, n: int = 60, sizes=(4, 3, 2), d: int = 5) -> tuple[SemanticIds, torch.Tensor]:
@@ -33,26 +34,26 @@ class Walked:
 @pytest.mark.parametrize("seed", range(3))
 def test_report_against_loops(seed):
     sids, vectors = random_codes(seed)
-    words = [tuple(c) for c in sids.codes.tolist()]
+    ids = [tuple(c) for c in sids.codes.tolist()]
     report, summary = sids.report(), sids.summary()
-    for l, letter in enumerate("abc"):
-        prefixes = [w[: l + 1] for w in words]
+    for level, letter in enumerate("abc"):
+        prefixes = [w[: level + 1] for w in ids]
         assert report.loc[letter, "distinct"] == len(set(prefixes))
         assert report.loc[letter, "largest"] == max(prefixes.count(p) for p in prefixes)
-        assert report.loc[letter, "used"] == len({w[l] for w in words})
-    assert summary["collision_excess"] == pytest.approx(1 - len(set(words)) / len(words))
-    assert summary["collision_share"] == pytest.approx(np.mean([words.count(w) > 1 for w in words]))
-    left = ((vectors - sum(b[c] for b, c in zip(sids.codebooks, sids.codes.T))).square().sum() / vectors.square().sum()).item()
+        assert report.loc[letter, "used"] == len({w[level] for w in ids})
+    assert summary["collision_excess"] == pytest.approx(1 - len(set(ids)) / len(ids))
+    assert summary["collision_share"] == pytest.approx(np.mean([ids.count(w) > 1 for w in ids]))
+    left = ((vectors - sum(b[c] for b, c in zip(sids.codebooks, sids.codes.T, strict=True))).square().sum() / vectors.square().sum()).item()
     assert sids.residual_energy(vectors)[-1] == pytest.approx(left, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_groups_are_numbered_in_the_order_of_their_words(seed):
+def test_groups_are_numbered_in_the_order_of_their_codes(seed):
     codes = torch.randint(5, (40, 3), generator=torch.Generator().manual_seed(seed))
-    words = [tuple(c) for c in codes.tolist()]
+    ids = [tuple(c) for c in codes.tolist()]
     groups, sizes = sid_groups(codes)
-    assert groups.tolist() == [sorted(set(words)).index(w) for w in words]
-    assert sizes.tolist() == [words.count(w) for w in sorted(set(words))]
+    assert groups.tolist() == [sorted(set(ids)).index(w) for w in ids]
+    assert sizes.tolist() == [ids.count(w) for w in sorted(set(ids))]
 
 
 def test_one_item():
@@ -66,9 +67,9 @@ def test_one_item():
 @pytest.mark.parametrize("seed", range(3))
 def test_assign_is_greedy_residual_nearest(seed):
     sids, vectors = random_codes(seed)
-    for x, found in zip(vectors, sids.assign(vectors).tolist()):
+    for x, found in zip(vectors, sids.assign(vectors).tolist(), strict=True):
         left = x.double()
-        for book, code in zip(sids.codebooks, found):
+        for book, code in zip(sids.codebooks, found, strict=True):
             assert code == (left - book).square().sum(1).argmin()
             left = left - book[code]
 
@@ -102,12 +103,12 @@ def test_no_vectors_give_no_codes():
         (lambda s, x: s.assign(x[:, :4]), r"got shape \(60, 4\), expected \[n, 5\]"),
         (lambda s, x: s.assign(x[0]), r"got shape \(5,\), expected \[n, 5\]"),
         (lambda s, x: s.assign(torch.where(torch.arange(60)[:, None] == 17, torch.nan, x)), "row 17 holds NaN"),
-        (lambda s, x: s.assign(x, levels=4), "levels: got 4, allowed: 1 to 3"),
+        (lambda s, x: s.assign(x, levels=4), "levels: got 4, allowed: a whole number from 1 to 3"),
         (lambda s, x: s.resolve("extra_level").assign(x), "level d has no vectors.*use levels=3, or `add_items`"),
         (lambda s, x: s.residual_energy(x[:10]), "got 10 rows for 60 items"),
         (lambda s, x: SemanticIds(s.codes).assign(x), "level a has no vectors.*fit a quantizer"),
-        (lambda s, x: SemanticIds(s.codes, [torch.eye(4), torch.eye(3), torch.eye(2)]).reconstruct(), "levels must lie in one space"),
-        (lambda s, x: SemanticIds(s.codes.float()), "expected whole ones"),
+        (lambda s, x: SemanticIds(s.codes, [torch.eye(4), torch.eye(3), torch.eye(2)]).reconstruct(), "all levels must use one space"),
+        (lambda s, x: SemanticIds(s.codes.float()), "expected whole numbers"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

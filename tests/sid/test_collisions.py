@@ -10,24 +10,24 @@ from sid.test_codes import Walked, random_codes
 
 from gti_nb.core import GTIError
 from gti_nb.sid.codes import SemanticIds
-from gti_nb.sid.collisions import POLICIES, resolve, sinkhorn, sinkhorn_plan
+from gti_nb.sid.collisions import POLICIES, sinkhorn, sinkhorn_plan
 
 REASSIGN = ("sinkhorn", "hungarian")
 
 
-def spelt(seed: int, n: int = 80, sizes=(4, 3, 12), d: int = 6) -> tuple[SemanticIds, torch.Tensor]:
+def encoded(seed: int, n: int = 80, sizes=(4, 3, 12), d: int = 6) -> tuple[SemanticIds, torch.Tensor]:
     "Random vectors with the codes that greedy assignment gives them, so that many collide."
     g = torch.Generator().manual_seed(seed)
-    books, vectors = [torch.randn(k, d, generator=g) * 0.6**l for l, k in enumerate(sizes)], torch.randn(n, d, generator=g)
+    books, vectors = [torch.randn(k, d, generator=g) * 0.6**level for level, k in enumerate(sizes)], torch.randn(n, d, generator=g)
     return SemanticIds(SemanticIds([[0] * len(sizes)], books).assign(vectors), books), vectors
 
 
-def words(sids: SemanticIds) -> list[tuple[int, ...]]:
+def codes_of(sids: SemanticIds) -> list[tuple[int, ...]]:
     return [tuple(c) for c in sids.codes.tolist()]
 
 
 def shared(sids: SemanticIds) -> int:
-    return sum(n for n in Counter(words(sids)).values() if n > 1)
+    return sum(n for n in Counter(codes_of(sids)).values() if n > 1)
 
 
 # Every policy
@@ -36,7 +36,7 @@ def shared(sids: SemanticIds) -> int:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("seed", range(4))
 def test_prefix_levels_stay_and_the_policy_is_on_record(policy, seed):
-    sids, vectors = spelt(seed)
+    sids, vectors = encoded(seed)
     before, resolved = sids.codes.clone(), sids.resolve(policy, vectors)
     kept = sids.levels - (policy in REASSIGN)
     assert torch.equal(resolved.codes[:, :kept], sids.codes[:, :kept]) and torch.equal(sids.codes, before)
@@ -47,14 +47,14 @@ def test_prefix_levels_stay_and_the_policy_is_on_record(policy, seed):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_equal_input_gives_equal_codes(policy):
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     assert sids.resolve(policy, vectors).content_hash == sids.resolve(policy, vectors.clone()).content_hash
 
 
 @pytest.mark.parametrize("policy", REASSIGN)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_order_of_the_items_does_not_matter(policy, seed):
-    sids, vectors = spelt(seed)
+    sids, vectors = encoded(seed)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(seed))
     other = SemanticIds(sids.codes[order], sids.codebooks).resolve(policy, vectors[order])
     resolved = sids.resolve(policy, vectors)
@@ -66,8 +66,8 @@ def test_the_order_of_the_items_does_not_matter(policy, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_order_relabels_equal_items_only(seed):
-    "Equal vectors are ties: which of them moves depends on their rows, the words they take together do not."
-    sids, vectors = spelt(seed, n=40)
+    "Equal vectors are ties: which of them moves depends on their rows, the codes they take together do not."
+    sids, vectors = encoded(seed, n=40)
     sids, vectors = SemanticIds(sids.codes.repeat(2, 1), sids.codebooks), vectors.repeat(2, 1)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(seed))
     for policy in ("extra_level", "hungarian"):
@@ -75,8 +75,8 @@ def test_order_relabels_equal_items_only(seed):
         for i in range(40):
             twins = [(order == i).nonzero().item(), (order == i + 40).nonzero().item()]
             if policy == "hungarian":
-                assert sorted(words(a)[j] for j in (i, i + 40)) == sorted(words(b)[j] for j in twins)
-        assert Counter(words(a)) == Counter(words(b))
+                assert sorted(codes_of(a)[j] for j in (i, i + 40)) == sorted(codes_of(b)[j] for j in twins)
+        assert Counter(codes_of(a)) == Counter(codes_of(b))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -87,9 +87,12 @@ def test_where_nothing_collides_nothing_changes(policy):
 
 @pytest.mark.parametrize("policy", REASSIGN)
 def test_report_of_the_moves(policy):
-    sids, vectors = spelt(1)
-    resolved = resolve(sids, policy, vectors)
-    error = lambda s: (vectors.double() - s.reconstruct().double()).square().sum(1)
+    sids, vectors = encoded(1)
+    resolved = sids.resolve(policy, vectors)
+
+    def error(s):
+        return (vectors.double() - s.reconstruct().double()).square().sum(1)
+
     moved, grown = (resolved.codes != sids.codes).any(1), error(resolved) - error(sids)
     assert resolved.quality["moved"] == moved.sum() > 0 and resolved.quality["moved_share"] == pytest.approx(moved.double().mean().item())
     assert resolved.quality["moved_mean"] == pytest.approx(grown[moved].mean().item(), rel=1e-4)
@@ -100,7 +103,7 @@ def test_report_of_the_moves(policy):
 
 @pytest.mark.parametrize("policy", REASSIGN)
 def test_vectors_in_a_file_are_read_in_slices(policy):
-    sids, vectors = spelt(0, n=17_000, sizes=(64, 128, 8))
+    sids, vectors = encoded(0, n=17_000, sizes=(64, 128, 8))
     walked = Walked(vectors.numpy())
     assert sids.resolve(policy, walked).content_hash == sids.resolve(policy, vectors).content_hash
     assert 0 < walked.most <= 16_384
@@ -117,7 +120,7 @@ def test_vectors_in_a_file_are_read_in_slices(policy):
     ],
 )
 def test_wrong_vectors_are_refused(policy, wrong, message):
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     with pytest.raises(GTIError, match=message):
         sids.resolve(policy, wrong(vectors))
 
@@ -130,9 +133,9 @@ def test_extra_level_counts_through_every_group_in_row_order(seed):
     sids, _ = random_codes(seed)
     resolved, seen = sids.resolve("extra_level"), {}
     for i in range(sids.n_items):
-        word = tuple(sids.codes[i].tolist())
-        assert resolved.codes[i].tolist() == [*word, seen.get(word, 0)]
-        seen[word] = seen.get(word, 0) + 1
+        sid = tuple(sids.codes[i].tolist())
+        assert resolved.codes[i].tolist() == [*sid, seen.get(sid, 0)]
+        seen[sid] = seen.get(sid, 0) + 1
     assert resolved.level_sizes == [4, 3, 2, max(seen.values())]
     assert resolved.policy == "extra_level" and resolved.summary()["distinct"] == sids.n_items
 
@@ -169,21 +172,21 @@ def test_hungarian_uses_every_code_of_an_overfull_prefix_at_the_least_cost(seed)
     sids = SemanticIds(torch.stack([torch.zeros(5, dtype=torch.int64), cost.argmin(1)], 1), books)
     resolved = sids.resolve("hungarian", vectors)
     every = [ks for ks in itertools.product(range(3), repeat=5) if len(set(ks)) == 3]
-    assert len(set(words(resolved))) == 3 and resolved.quality["overfull_prefixes"] == 1
+    assert len(set(codes_of(resolved))) == 3 and resolved.quality["overfull_prefixes"] == 1
     assert cost[range(5), resolved.codes[:, 1]].sum().item() == pytest.approx(
         min(cost[range(5), list(ks)].sum().item() for ks in every), rel=1e-5
     )
-    assert f"{shared(resolved)} items still share a word" in repr(resolved)
+    assert f"{shared(resolved)} items still share a semantic ID" in repr(resolved)
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("sizes", [(4, 3, 12), (4, 12), (2, 2, 4), (30,)])
 def test_hungarian_leaves_no_collision_where_the_last_level_has_room(seed, sizes):
-    sids, vectors = spelt(seed, sizes=sizes)
+    sids, vectors = encoded(seed, sizes=sizes)
     resolved = sids.resolve("hungarian", vectors)
     under = {}
-    for word in words(resolved):
-        under.setdefault(word[:-1], []).append(word[-1])
+    for sid in codes_of(resolved):
+        under.setdefault(sid[:-1], []).append(sid[-1])
     for codes in under.values():
         assert len(set(codes)) == min(len(codes), sizes[-1])
     assert resolved.quality["overfull_prefixes"] == sum(len(codes) > sizes[-1] for codes in under.values())
@@ -211,25 +214,25 @@ def test_plan_survives_extreme_distances():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_round_moves_colliding_items_only(seed):
-    sids, vectors = spelt(seed)
-    count = Counter(words(sids))
-    codes = sinkhorn(sids, vectors, rounds=1)
-    alone = [i for i, w in enumerate(words(sids)) if count[w] == 1]
+    sids, vectors = encoded(seed)
+    count = Counter(codes_of(sids))
+    codes = sinkhorn(sids.codes, sids.codebooks, vectors, rounds=1)
+    alone = [i for i, w in enumerate(codes_of(sids)) if count[w] == 1]
     assert torch.equal(codes[alone], sids.codes[alone]) and not torch.equal(codes, sids.codes)
-    assert torch.equal(sinkhorn(sids, vectors, rounds=0), sids.codes)
+    assert torch.equal(sinkhorn(sids.codes, sids.codebooks, vectors, rounds=0), sids.codes)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rounds_leave_fewer_collisions(seed):
-    sids, vectors = spelt(seed, sizes=(4, 3, 32))
+    sids, vectors = encoded(seed, sizes=(4, 3, 32))
     assert shared(sids.resolve("sinkhorn", vectors)) < shared(sids) / 3
 
 
 def test_sinkhorn_cannot_part_equal_vectors_and_says_so():
-    sids, vectors = spelt(0, n=20)
+    sids, vectors = encoded(0, n=20)
     sids, vectors = SemanticIds(sids.codes.repeat(2, 1), sids.codebooks), vectors.repeat(2, 1)
     resolved = sids.resolve("sinkhorn", vectors)
-    assert resolved.quality["unresolved"] == shared(resolved) > 0 and "still share a word" in repr(resolved)
+    assert resolved.quality["unresolved"] == shared(resolved) > 0 and "still share a semantic ID" in repr(resolved)
     assert resolved.summary()["collision_share"] == pytest.approx(resolved.quality["unresolved"] / 40)
 
 
@@ -238,9 +241,9 @@ def test_sinkhorn_cannot_part_equal_vectors_and_says_so():
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("seed", range(4))
-def test_old_words_stay_and_new_ones_are_alone_where_they_can_be(policy, seed):
-    sids, vectors = spelt(seed)
-    later = spelt(seed + 100, n=30)[1]
+def test_existing_codes_stay_and_new_ones_are_alone_where_they_can_be(policy, seed):
+    sids, vectors = encoded(seed)
+    later = encoded(seed + 100, n=30)[1]
     resolved = sids.resolve(policy, vectors)
     grown = resolved.add_items(later)
     assert (
@@ -253,8 +256,8 @@ def test_old_words_stay_and_new_ones_are_alone_where_they_can_be(policy, seed):
     if policy == "extra_level":
         assert shared(grown) == 0 and torch.equal(grown.codes[80:, :3], sids.assign(later))
     if policy in REASSIGN:
-        for prefix in {w[:-1] for w in words(grown)[80:]}:
-            old, new = ([w[-1] for w in part if w[:-1] == prefix] for part in (words(grown)[:80], words(grown)[80:]))
+        for prefix in {w[:-1] for w in codes_of(grown)[80:]}:
+            old, new = ([w[-1] for w in part if w[:-1] == prefix] for part in (codes_of(grown)[:80], codes_of(grown)[80:]))
             free = 12 - len(set(old))
             assert len(set(new) - set(old)) == min(free, len(new))
         assert grown.quality["added_moved"] == (grown.codes[80:] != sids.assign(later)).any(1).sum()
@@ -262,7 +265,7 @@ def test_old_words_stay_and_new_ones_are_alone_where_they_can_be(policy, seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_new_item_takes_the_nearest_free_code(seed):
-    sids, vectors = spelt(seed, n=12, sizes=(1, 20))
+    sids, vectors = encoded(seed, n=12, sizes=(1, 20))
     resolved = sids.resolve("hungarian", vectors)
     later = vectors[seed : seed + 1] + 0.01
     cost = (later - resolved.codebooks[0][0] - resolved.codebooks[1]).square().sum(1)
@@ -278,16 +281,16 @@ def test_a_new_item_takes_the_nearest_free_code(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_new_items_are_matched_in_any_order(seed):
-    sids, vectors = spelt(seed)
-    resolved, later = sids.resolve("hungarian", vectors), spelt(seed + 100, n=30)[1]
+    sids, vectors = encoded(seed)
+    resolved, later = sids.resolve("hungarian", vectors), encoded(seed + 100, n=30)[1]
     order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(resolved.add_items(later[order]).codes[80:], resolved.add_items(later).codes[80:][order])
 
 
 def test_extra_level_counts_on_and_grows():
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     resolved = sids.resolve("extra_level")
-    size, most = resolved.level_sizes[-1], Counter(words(sids)).most_common(1)[0][0]
+    size, most = resolved.level_sizes[-1], Counter(codes_of(sids)).most_common(1)[0][0]
     twin = sids.items_of(most)[0]
     grown = resolved.add_items(vectors[[twin, twin]])
     assert grown.codes[80:, 3].tolist() == [size, size + 1] and grown.level_sizes[-1] == size + 2
@@ -307,18 +310,22 @@ def test_new_items_of_a_full_prefix_share_and_are_counted():
     books = [torch.zeros(1, 2), torch.eye(2)]
     resolved = SemanticIds([[0, 0], [0, 1]], books).resolve("hungarian")
     grown = resolved.add_items(torch.tensor([[0.9, 0], [0.0, 0.8]]))
-    assert grown.codes[2:].tolist() == [[0, 0], [0, 1]] and grown.quality["unresolved"] == 4 and "4 items still share a word" in repr(grown)
+    assert (
+        grown.codes[2:].tolist() == [[0, 0], [0, 1]]
+        and grown.quality["unresolved"] == 4
+        and "4 items still share a semantic ID" in repr(grown)
+    )
 
 
 def test_no_new_items():
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     for policy in POLICIES:
         resolved = sids.resolve(policy, vectors)
         assert resolved.add_items(vectors[:0]).content_hash == resolved.content_hash
 
 
 def test_codes_from_disk_take_new_items(tmp_path):
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     for policy in POLICIES:
         resolved = sids.resolve(policy, vectors)
         again = SemanticIds.load(resolved.save(tmp_path / policy))

@@ -1,13 +1,13 @@
 "Residual finite scalar quantization: grids, order, and hostile inputs."
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from gti_nb.core import GTIError
-from gti_nb.sid import fsq
-from gti_nb.sid.fsq import ResidualFSQ
+from gti_nb.sid.fsq import ResidualFSQ, best_spacing, prime_factors
 
 
 def vectors(n: int = 400, d: int = 12, seed: int = 0) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_the_contract_of_all_quantizers(levels, codes, marks):
     assert sids.policy == "none" and sids.level_sizes == [codes] * levels
     assert torch.equal(sids.assign(x), sids.codes)
     assert sids.quality["residual_energy"] == pytest.approx(sids.residual_energy(x), rel=1e-3)
-    assert all(a > b or codes == 1 for a, b in zip(sids.quality["residual_energy"], sids.quality["residual_energy"][1:]))
+    assert all(a > b or codes == 1 for a, b in pairwise(sids.quality["residual_energy"]))
 
 
 def test_a_codebook_is_a_grid():
@@ -40,12 +40,12 @@ def test_a_codebook_is_a_grid():
 
 @pytest.mark.parametrize("marks, best", [(2, 1.596), (3, 1.224), (4, 0.9957), (5, 0.843), (8, 0.586)])
 def test_spacing_of_a_gaussian(marks, best):  # Max 1960, table II
-    assert fsq._spacing(torch.randn(20000, generator=torch.Generator().manual_seed(0)), marks) == pytest.approx(best, rel=0.06)
+    assert best_spacing(torch.randn(20000, generator=torch.Generator().manual_seed(0)), marks) == pytest.approx(best, rel=0.06)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 64, 60, 97, 1000, 8192])
 def test_prime_factors(number):
-    factors = fsq._prime_factors(number)
+    factors = prime_factors(number)
     assert math.prod(factors) == number and list(factors) == sorted(factors, reverse=True)
 
 
@@ -69,7 +69,7 @@ def test_flat_axes_and_few_items():
     "make, message",
     [
         (lambda: ResidualFSQ(2, 64, (8, 9)), "whole numbers whose product is codes, 64"),
-        (lambda: ResidualFSQ(2, 64, (64.0, 1)), "whole numbers"),
+        (lambda: ResidualFSQ(2, 64, (64.0, 1)), "marks: got .*each entry a whole number"),
         (lambda: ResidualFSQ(2, 64, (-8, -8)), "whole numbers"),
         (lambda: ResidualFSQ(0), "levels: got 0"),
         (lambda: ResidualFSQ(2, 64).fit(vectors(9, 2)), "for vectors of 2 numbers"),

@@ -1,4 +1,4 @@
-"Index files of other projects, there and back, and words by lot."
+"Index files of other projects, there and back, and random semantic IDs."
 
 import json
 
@@ -26,10 +26,10 @@ def test_there_and_back(tmp_path, levels, codes):
 
 def test_a_file_as_lc_rec_writes_it(tmp_path):
     dataset = load_dataset("toy")
-    words = {i: [f"<a_{n // 8}>", f"<b_{n % 8}>", f"<c_{255 - n}>", "<d_0>"] for n, i in enumerate(dataset.items.item_id)}
-    (tmp_path / "Toy.index.json").write_text(json.dumps(dict(reversed(words.items()))))
+    index = {i: [f"<a_{n // 8}>", f"<b_{n % 8}>", f"<c_{255 - n}>", "<d_0>"] for n, i in enumerate(dataset.items.item_id)}
+    (tmp_path / "Toy.index.json").write_text(json.dumps(dict(reversed(index.items()))))
     sids = import_sids(tmp_path / "Toy.index.json", dataset)
-    assert [sids.tokens(n) for n in range(dataset.n_items)] == list(words.values()) and sids.level_sizes == [5, 8, 256, 1]
+    assert [sids.tokens(n) for n in range(dataset.n_items)] == list(index.values()) and sids.level_sizes == [5, 8, 256, 1]
     assert sids.policy == "none" and sids.summary()["quantizer"] == "imported"
     assert sids.resolve("extra_level").summary()["collision_excess"] == 0
     with pytest.raises(GTIError, match="needs a last level with vectors"):
@@ -39,10 +39,10 @@ def test_a_file_as_lc_rec_writes_it(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"1": ["<a_0>"], "2": ["<a_1>"], "1": ["<a_2>"]}', "item '1' is in it twice"),
+        ('{"1": ["<a_0>"], "2": ["<a_1>"], "1": ["<a_2>"]}', "item '1' occurs twice"),
         ('[["<a_0>"], ["<a_1>"]]', "holds a list, expected an object"),
         ('{"1": ["<a_0>"], "2": ["<a_1>"', "not valid JSON at line 1"),
-        ('{"1": ["<a_0>"]}', "has no word for 1 of 2 items: '2'"),
+        ('{"1": ["<a_0>"]}', "has no semantic ID for 1 of 2 items: '2'"),
         ('{"1": ["<a_0>"], "2": ["<a_1>"], "3": ["<a_1>"]}', "1 of its items are not in the data set: '3'; pass subset=True"),
         ('{"1": ["<a_0>", "<b_0>"], "2": ["<a_1>"]}', "item '2' has 1 tokens"),
         ('{"1": ["<a_0>"], "2": ["<a_-1>"]}', "item '2' has the token '<a_-1>'"),
@@ -84,7 +84,7 @@ def test_many_missing_items_are_named_in_part():
         import_sids({"x": ["<a_0>"]}, [f"i{n}" for n in range(9)], subset=True)
 
 
-def test_words_by_lot_use_all_codes_alike():
+def test_random_semantic_ids_use_all_codes_alike():
     sids = random_sids(20_000, levels=3, codes=16, seed=5)
     assert torch.equal(sids.codes, random_sids(20_000, 3, 16, seed=5).codes) and not torch.equal(
         sids.codes, random_sids(20_000, 3, 16, seed=6).codes

@@ -10,8 +10,11 @@ import torch
 from sklearn.cluster import KMeans
 
 from gti_nb.core import GTIError
-from gti_nb.sid import kmeans
+from gti_nb.sid import clustering
+from gti_nb.sid.balance import even_out, exchange_rows, optimal_assignment
+from gti_nb.sid.encoding import encode_rows
 from gti_nb.sid.kmeans import RQKMeans
+from gti_nb.sid.ordering import OrderedRows
 
 PROGRAM = """
 import torch
@@ -75,8 +78,8 @@ def test_always_finite_and_reported_truly(seed, balanced, n, levels, codes):
     sids = RQKMeans(levels, codes, seed=seed, balanced=balanced).fit(x)
     assert all(book.isfinite().all() for book in sids.codebooks)
     assert sids.quality["residual_energy"] == pytest.approx(sids.residual_energy(x), rel=1e-3, abs=1e-9)
-    assert [k + r for k, r in zip(sids.level_sizes, sids.quality["reduced"])] == [codes] * levels
-    assert all(used == size for used, size in zip(sids.report()["used"], sids.level_sizes)), "a dead code"
+    assert [k + r for k, r in zip(sids.level_sizes, sids.quality["reduced"], strict=True)] == [codes] * levels
+    assert all(used == size for used, size in zip(sids.report()["used"], sids.level_sizes, strict=True)), "a dead code"
 
 
 @pytest.mark.parametrize("sweeps", [0, 1, 3])
@@ -95,7 +98,7 @@ def test_order_of_items_does_not_matter(seed, options):
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + 100))
     straight, shuffled = RQKMeans(2, 12, seed, **options).fit(x), RQKMeans(2, 12, seed, **options).fit(x[order])
     assert torch.equal(straight.codes[order], shuffled.codes)
-    assert all(torch.equal(a, b) for a, b in zip(straight.codebooks, shuffled.codebooks))
+    assert all(torch.equal(a, b) for a, b in zip(straight.codebooks, shuffled.codebooks, strict=True))
 
 
 def test_seed_and_equal_items():
@@ -121,7 +124,7 @@ def test_seed_and_equal_items():
 def test_balanced_codes_have_equal_sizes(n, codes, levels, options):
     x = topical(n, 16, 9)
     sids = RQKMeans(levels, codes, balanced=True, **options).fit(x)
-    for level, size in zip(sids.codes.T, sids.level_sizes):
+    for level, size in zip(sids.codes.T, sids.level_sizes, strict=True):
         counts = torch.bincount(level, minlength=size)
         assert counts.min() >= n // size and counts.max() <= -(-n // size)
     assert error(sids, x) < x.square().sum() * (0.9 if n > codes else 1e-6)
@@ -131,10 +134,13 @@ def test_balanced_codes_have_equal_sizes(n, codes, levels, options):
 def test_exchanges_come_close_to_the_best_assignment(k, n):
     rng = torch.Generator().manual_seed(n)
     distances = (torch.randn(k, 1, 4, generator=rng) - torch.randn(1, n, 4, generator=rng)).square().sum(2)
-    cost = lambda labels: distances.gather(0, labels[None]).sum().item()
-    even = kmeans._evened(distances, distances.argmin(0))
-    better = kmeans._exchanged(distances, even.clone())
-    best = kmeans._optimal(distances)
+
+    def cost(labels):
+        return distances.gather(0, labels[None]).sum().item()
+
+    even = even_out(distances, distances.argmin(0))
+    better = exchange_rows(distances, even.clone())
+    best = optimal_assignment(distances)
     for labels in (even, better, best):
         counts = torch.bincount(labels, minlength=k)
         assert counts.min() >= n // k and counts.max() <= -(-n // k)
@@ -144,7 +150,7 @@ def test_exchanges_come_close_to_the_best_assignment(k, n):
 def test_in_blocks_as_in_one(monkeypatch):
     x = topical(500, 16, 40)
     whole = RQKMeans(2, 16).fit(x)
-    monkeypatch.setattr(kmeans, "_BLOCK", 16 * 16 * 3)  # 48 rows at a time
+    monkeypatch.setattr(clustering, "BLOCK_DISTANCES", 16 * 16 * 3)  # 48 rows at a time
     blocks = RQKMeans(2, 16).fit(x)
     assert torch.equal(blocks.assign(x), blocks.codes)
     assert error(blocks, x) == pytest.approx(error(whole, x), rel=0.03)
@@ -156,8 +162,8 @@ def test_memory_mapped_file_in_slices(tmp_path, monkeypatch):
     x = topical(40_000, 8, 50)
     x.numpy().tofile(tmp_path / "vectors")
     mapped = np.memmap(tmp_path / "vectors", np.float32, "r", shape=x.shape)
-    asked, read = [], kmeans._Rows.read
-    monkeypatch.setattr(kmeans._Rows, "read", lambda self, rows: asked.append(len(out := read(self, rows))) or out)
+    asked, read = [], OrderedRows.read
+    monkeypatch.setattr(OrderedRows, "read", lambda self, rows: asked.append(len(out := read(self, rows))) or out)
     sids = RQKMeans(2, 8, sample=50).fit(mapped)
     assert max(asked) <= 16_384 and sids.quality["sampled"] == 400
     assert torch.equal(sids.codes, RQKMeans(2, 8, sample=50).fit(x).codes)
@@ -173,10 +179,10 @@ def test_a_sample_is_almost_as_good():
 def test_dead_codes_are_put_to_use():
     x = topical(200, 6, 10)
     books = [torch.cat([x[:4], torch.full((3, 6), 100.0)])]
-    codes, left, energy, moved = kmeans._spell(x, books, rounding=1e-6)
+    codes, left, energy, moved = encode_rows(x, books, rounding=1e-6)
     assert moved == [3] and len(codes[0].unique()) == 7 and books[0].abs().max() < 2
     assert energy[0] == pytest.approx(left.square().sum().item(), rel=1e-5)
-    untouched = kmeans._spell(x[:4], [books[0].clone()], rounding=1e-6)  # nothing is spelt badly
+    untouched = encode_rows(x[:4], [books[0].clone()], rounding=1e-6)  # no row has a large error
     assert untouched[3] == [0]
 
 
@@ -242,7 +248,7 @@ def test_refused(x, message, balanced):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(levels=27), "allowed: 1 to 26"),
+        (dict(levels=27), "levels: got 27, allowed: a whole number from 1 to 26"),
         (dict(codes=2.5), "codes: got 2.5"),
         (dict(iterations=0), "iterations: got 0"),
         (dict(sample=True), "sample: got True"),

@@ -1,5 +1,7 @@
 "Product quantization: one space for all codes, order, and hostile inputs."
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_the_contract_of_all_quantizers(rotations, levels, codes, options):
     assert sids.policy == "none" and sids.level_sizes == [codes] * levels
     assert torch.equal(sids.assign(x), sids.codes)
     assert sids.quality["residual_energy"] == pytest.approx(sids.residual_energy(x), rel=1e-3)
-    assert all(a > b for a, b in zip(sids.quality["residual_energy"], sids.quality["residual_energy"][1:]))
+    assert all(a > b for a, b in pairwise(sids.quality["residual_energy"]))
 
 
 def test_pieces_are_at_right_angles_and_of_equal_rank():
@@ -51,7 +53,10 @@ def test_order_seed_and_equal_items(rotations):
     x = vectors()
     x[300:] = x[:100]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(7))
-    fit = lambda x, seed=0: ProductQuantizer(3, 8, seed, rotations=rotations).fit(x)
+
+    def fit(x, seed=0):
+        return ProductQuantizer(3, 8, seed, rotations=rotations).fit(x)
+
     assert torch.equal(fit(x[order]).codes, fit(x).codes[order]) and torch.equal(fit(x).codes[300:], fit(x).codes[:100])
     assert not torch.equal(fit(x, seed=1).codes, fit(x).codes)
 

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from sid.test_collisions import spelt
+from sid.test_collisions import encoded
 
 from gti_nb.core import GTIError
 from gti_nb.sid.codes import SemanticIds
@@ -28,29 +28,30 @@ def test_gini_is_half_the_relative_mean_difference(counts):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_entropies_against_dictionaries(seed):
-    sids, _ = spelt(seed)
-    words = [tuple(w) for w in sids.codes.tolist()]
-    for l, found in enumerate(conditional_entropies(sids.codes)):
+    sids, _ = encoded(seed)
+    ids = [tuple(w) for w in sids.codes.tolist()]
+    for level, found in enumerate(conditional_entropies(sids.codes)):
         by_hand = 0.0
-        for prefix, n in Counter(w[:l] for w in words).items():
-            p = np.array(list(Counter(w[l] for w in words if w[:l] == prefix).values())) / n
-            by_hand -= n / len(words) * (p * np.log2(p)).sum()
+        for prefix, n in Counter(w[:level] for w in ids).items():
+            p = np.array(list(Counter(w[level] for w in ids if w[:level] == prefix).values())) / n
+            by_hand -= n / len(ids) * (p * np.log2(p)).sum()
         assert found == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_purity_against_counters(seed):
-    sids, _ = spelt(seed)
+    sids, _ = encoded(seed)
     labels = [set(k.split(", ")) - {""} for k in kinds(80, seed)]
     frame = prefix_purity(sids, kinds(80, seed), seed=seed)
-    for l in range(3):
+    for level in range(3):
         most = 0
-        for prefix in {tuple(w[: l + 1]) for w in sids.codes.tolist()}:
-            count = Counter(label for w, own in zip(sids.codes.tolist(), labels) if tuple(w[: l + 1]) == prefix for label in own)
+        prefixes = [tuple(w[: level + 1]) for w in sids.codes.tolist()]
+        for prefix in set(prefixes):
+            count = Counter(label for other, own in zip(prefixes, labels, strict=True) if other == prefix for label in own)
             most += max(count.values(), default=0)
-        assert frame.purity.iloc[l] == pytest.approx(most / sum(map(bool, labels)))
+        assert frame.purity.iloc[level] == pytest.approx(most / sum(map(bool, labels)))
     assert (frame.purity_shuffled > 0).all() and (frame.purity_lift == frame.purity - frame.purity_shuffled).all()
-    assert frame.purity_lift.abs().max() < 0.15, "categories by lot have nothing to do with the codes"
+    assert frame.purity_lift.abs().max() < 0.15, "random categories have nothing to do with the codes"
 
 
 def test_purity_of_codes_that_follow_the_categories():
@@ -60,11 +61,13 @@ def test_purity_of_codes_that_follow_the_categories():
 
 
 def slow_overlap(sids, vectors, k, level):
-    "The expected overlap when ties are broken by lot, item by item."
+    "The expected overlap when ties are broken at random, item by item."
     x, total = vectors.double().numpy(), 0
-    spelt = sids.reconstruct(level).double().numpy() if sids.codebooks[0].shape[1] else np.zeros((len(x), 1))
-    words = sids.codes[:, :level].tolist()
-    common = lambda a, b: next((l for l in range(level) if a[l] != b[l]), level)
+    rebuilt = sids.reconstruct(level).double().numpy() if sids.codebooks[0].shape[1] else np.zeros((len(x), 1))
+    ids = sids.codes[:, :level].tolist()
+
+    def common(a, b):
+        return next((place for place in range(level) if a[place] != b[place]), level)
 
     def chances(keys):  # of each item to be among the k smallest
         last = sorted(keys.values())[k - 1]
@@ -74,15 +77,15 @@ def slow_overlap(sids, vectors, k, level):
     for i in range(len(x)):
         others = [j for j in range(len(x)) if j != i]
         near = chances({j: round(float(np.square(x[i] - x[j]).sum()), 6) for j in others})
-        by_code = chances({j: (-common(words[i], words[j]), round(float(np.square(spelt[i] - spelt[j]).sum()), 6)) for j in others})
+        by_code = chances({j: (-common(ids[i], ids[j]), round(float(np.square(rebuilt[i] - rebuilt[j]).sum()), 6)) for j in others})
         total += sum(p * by_code.get(j, 0) for j, p in near.items())
     return total / (len(x) * k)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["spelt", "extra level", "random", "twins"])
+@pytest.mark.parametrize("kind", ["plain", "extra level", "random", "twins"])
 def test_neighbours_against_loops(seed, kind):
-    sids, vectors = spelt(seed, n=40)
+    sids, vectors = encoded(seed, n=40)
     if kind == "extra level":
         sids = sids.resolve("extra_level")
     if kind == "random":
@@ -90,19 +93,19 @@ def test_neighbours_against_loops(seed, kind):
     if kind == "twins":
         vectors[20:] = vectors[:20]
     assert neighbour_overlap(sids, vectors, k=5) == pytest.approx(
-        [slow_overlap(sids, vectors, 5, l + 1) for l in range(sids.levels)], abs=1e-6
+        [slow_overlap(sids, vectors, 5, level + 1) for level in range(sids.levels)], abs=1e-6
     )
 
 
-def test_neighbours_of_words_by_lot_are_chance():
-    _, vectors = spelt(0, n=1000)
+def test_neighbours_of_random_codes_are_chance():
+    _, vectors = encoded(0, n=1000)
     assert neighbour_overlap(random_sids(1000), vectors)[-1] == pytest.approx(10 / 999, abs=0.01)
 
 
 @pytest.mark.parametrize("sample", [2000, 30])
 @pytest.mark.parametrize("policy", ["none", "hungarian"])
 def test_the_card_does_not_depend_on_the_order_of_the_items(sample, policy):
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
     cards = [
         report_card(
@@ -114,7 +117,7 @@ def test_the_card_does_not_depend_on_the_order_of_the_items(sample, policy):
 
 
 def test_seeds_change_the_sample_and_nothing_else():
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     cards = [report_card(sids, vectors, kinds(80), seed=seed, sample=30) for seed in (0, 0, 1)]
     assert cards[0] == cards[1]
     assert {name.rpartition("_")[0] or name for name, value in cards[0].items() if cards[2][name] != value} <= {
@@ -127,14 +130,14 @@ def test_seeds_change_the_sample_and_nothing_else():
 
 @pytest.mark.parametrize("policy", ["none", "extra_level", "sinkhorn", "hungarian"])
 def test_the_card_is_flat_json_and_names_the_policy(policy):
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     resolved = sids.resolve(policy, vectors)
     card = report_card(resolved, vectors, kinds(80))
     assert json.loads(json.dumps(card, allow_nan=False)) == card and not any(isinstance(v, (dict, list)) for v in card.values())
     assert card["policy"] == policy and (policy == "none") == ("moved" not in card)
     assert set(resolved.report()) <= set(level_report(resolved, vectors, kinds(80)))
-    words = Counter(map(tuple, resolved.codes.tolist()))
-    assert card["items_per_leaf"] == pytest.approx(80 / len(words)) and card["items_per_leaf_max"] == max(words.values())
+    ids = Counter(map(tuple, resolved.codes.tolist()))
+    assert card["items_per_leaf"] == pytest.approx(80 / len(ids)) and card["items_per_leaf_max"] == max(ids.values())
     assert card["squared_error"] == pytest.approx((vectors - resolved.reconstruct()).square().sum(1).mean().item(), rel=1e-5)
     assert card["residual_energy"] == pytest.approx(resolved.residual_energy(vectors)[2])
     if policy == "extra_level":
@@ -143,7 +146,7 @@ def test_the_card_is_flat_json_and_names_the_policy(policy):
 
 def test_vectors_of_another_space_keep_the_measured_error():
     "As of an RQ-VAE, whose codebooks spell latents."
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     sids.quality["residual_energy"] = [0.5, 0.4, 0.3]
     frame = level_report(sids, torch.cat([vectors, vectors], 1))
     assert frame.residual_energy.tolist() == [0.5, 0.4, 0.3] and "squared_error" not in frame
@@ -157,7 +160,7 @@ def test_codes_alone():
 
 @pytest.mark.parametrize("categories", [[""] * 80, [None] * 80, [", "] * 80])
 def test_items_without_categories_have_no_purity(categories):
-    sids, vectors = spelt(0)
+    sids, vectors = encoded(0)
     assert report_card(sids, vectors, categories)["purity_a"] is None
 
 
@@ -179,4 +182,4 @@ def test_one_item_and_equal_items():
 )
 def test_what_does_not_fit_is_refused(vectors, categories, message):
     with pytest.raises(GTIError, match=message):
-        report_card(spelt(0)[0], vectors, categories)
+        report_card(encoded(0)[0], vectors, categories)

@@ -16,7 +16,8 @@ import torch
 from gti_nb.core import GTIError, file_hash
 from gti_nb.sid.collisions import sinkhorn_plan
 from gti_nb.sid.residual import ResidualQuantizer, cluster_codebooks, diversity_loss, nearest_codes, reseed_dead, start_codebooks
-from gti_nb.sid.rqvae import PRESETS, RQVAE, RQVAEConfig, rqvae_config
+from gti_nb.sid.rqvae import RQVAE
+from gti_nb.sid.rqvae_config import PRESETS, RQVAEConfig, rqvae_config
 
 TINY = dict(hidden=(24,), latent=6, levels=3, codes=16, epochs=6, batch_size=64, measure_every=2)
 
@@ -218,7 +219,7 @@ def test_the_order_of_items_does_not_matter():
     (_, a), (_, b) = fit(x), fit(x[shuffle])
     assert (
         torch.equal(a.codes[shuffle], b.codes)
-        and all(torch.equal(p, q) for p, q in zip(a.codebooks, b.codebooks))
+        and all(torch.equal(p, q) for p, q in zip(a.codebooks, b.codebooks, strict=True))
         and a.quality == b.quality
     )
 
@@ -238,7 +239,7 @@ def test_codes_are_the_nearest_ones_in_latent_space():
     x = topics()
     rqvae, sids = fit(x)
     residual = rqvae.latent(x).double()
-    for codes, book in zip(sids.codes.T, sids.codebooks):
+    for codes, book in zip(sids.codes.T, sids.codebooks, strict=True):
         distance = torch.cdist(residual, book.double())
         assert torch.allclose(distance.gather(1, codes[:, None])[:, 0], distance.min(1).values, atol=1e-9)
         residual = residual - book[codes]
@@ -303,7 +304,7 @@ def test_duplicates_reduce_the_codebooks(distinct):
     _, sids = fit(x)
     size = min(16, distinct)
     assert sids.level_sizes == [size] * 3 and sids.quality["reduced"] == [16 - size] * 3
-    assert all(torch.equal(sids.codes[i::distinct], sids.codes[[i] * 20]) for i in range(distinct)), "equal items, different words"
+    assert all(torch.equal(sids.codes[i::distinct], sids.codes[[i] * 20]) for i in range(distinct)), "equal items, different codes"
     assert all(np.isfinite(v).all() for v in sids.quality.values())
 
 
@@ -342,14 +343,19 @@ def test_dead_codes_come_back_to_life():
     start_codebooks(quantizer, latents)
     for book in quantizer.codebooks:
         book.data[::2] += 1e3
-    before = (latents - sum(b[c] for b, c in zip(quantizer.codebooks, nearest_codes(latents, quantizer.codebooks).T))).square().sum().item()
+
+    def error():
+        found = nearest_codes(latents, quantizer.codebooks)
+        return (latents - sum(b[c] for b, c in zip(quantizer.codebooks, found.T, strict=True))).square().sum().item()
+
+    before = error()
     moved = reseed_dead(quantizer, latents)
     codes = nearest_codes(latents, quantizer.codebooks)
     assert all(m.tolist() == list(range(0, 16, 2)) for m in moved) and all(len(c.unique()) == 16 for c in codes.T)
-    assert (latents - sum(b[c] for b, c in zip(quantizer.codebooks, codes.T))).square().sum().item() < before
+    assert error() < before
 
 
-def test_reseeding_stops_where_nothing_is_spelt_badly():
+def test_reseeding_stops_where_no_item_has_a_large_error():
     quantizer = ResidualQuantizer(1, 8, 3)
     quantizer.codebooks[0].data[:3] = torch.eye(3)
     assert reseed_dead(quantizer, torch.eye(3).repeat(5, 1))[0].tolist() == []
@@ -377,7 +383,7 @@ def test_gradients_reach_codes_and_items():
     _, loss, diversity = quantizer(latents)
     loss.backward(retain_graph=True)
     residual, expected = latents.detach(), 0
-    for book, codes in zip(quantizer.codebooks, nearest_codes(latents.detach(), quantizer.codebooks).T):
+    for book, codes in zip(quantizer.codebooks, nearest_codes(latents.detach(), quantizer.codebooks).T, strict=True):
         residual = residual - book.detach()[codes]
         expected = expected + 0.25 * 2 * residual / residual.numel() / 2
         assert torch.allclose(book.grad, -torch.zeros(8, 4).index_add(0, codes, 2 * residual / residual.numel() / 2), atol=1e-6)
