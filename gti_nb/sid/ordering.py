@@ -7,7 +7,7 @@ __all__ = ['OrderedRows', 'one_thread', 'check_quantizer']
 
 # %% ../../nbs/05_sid/04_ordering.ipynb #0459dfc8
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,7 +71,7 @@ def content_keys(self: OrderedRows) -> torch.Tensor:  # int64 [n]
 
 # %% ../../nbs/05_sid/04_ordering.ipynb #3578cf56
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     "Compute on one thread, so that sums have one order whatever the number of cores."
     threads = torch.get_num_threads()
     try:

@@ -39,7 +39,7 @@ import os, signal, sys
 import torch
 from gti_nb.core import content_hash
 from sid.test_rqvae import fit, topics
-import gti_nb.core as core
+import gti_nb.core.files as files
 
 def killed(folder, epoch=None, replace=None):
     pid = os.fork()
@@ -52,7 +52,7 @@ def killed(folder, epoch=None, replace=None):
                 count[0] += 1
                 if count[0] == replace: os.kill(os.getpid(), signal.SIGKILL)
                 return real(*a)
-            core.os.replace = move
+            files.os.replace = move
         fit(topics(), folder, on_epoch=kill)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
