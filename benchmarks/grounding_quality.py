@@ -1,12 +1,19 @@
-"""Held-out items asked for by their text, before and after grounding, from several starts: how many of their semantic IDs are among the ten likeliest? Is that ten times what the mean start gives, and three times what the best start gives?
+"""Held-out items asked for by their text, before and after grounding, from several starts.
 
-    OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --out FOLDER/movielens.csv                              # MovieLens-100K, 135 held-out films
-    OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --data FOLDER --templates title_to_sid --holdout .05    # any folder that load_dataset takes; items asked for by title
+How many of their semantic IDs are among the ten likeliest? Is that ten times what the mean start gives, and three times
+what the best start gives?
 
-Starts read no text of a held-out item. Lines of the table besides the starts, figures that training does not change:
+    OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --out FOLDER/movielens.csv
+        # MovieLens-100K, 135 held-out films
+    OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --data FOLDER --templates title_to_sid --holdout .05
+        # any folder that load_dataset takes; items asked for by title
+
+Starts read no text of a held-out item. Three lines of the table are no starts, and training does not change them:
 chance     any semantic ID of the catalogue
-readout    a ridge regression, fitted to the training items, from the frozen model's state behind the prompt to the item's vector; the words nearest to the vector it gives
-own vector the words nearest to the item's own vector: less than 1 where collisions moved codes or added a digit that no text tells
+readout    a ridge regression, fitted to the training items, from the frozen model's state after the prompt to the item's
+           vector; the semantic IDs nearest to the vector it gives
+own vector the semantic IDs nearest to the item's own vector: below 1 where resolving collisions moved codes or added a
+           level that no text tells
 """
 
 import argparse
@@ -31,8 +38,9 @@ from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.prior import last_states, text_prompts
 from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
+from gti_nb.probe.answers import chance, probe
 from gti_nb.probe.grounding import pair_questions
-from gti_nb.probe.starts import chance, hits, probe
+from gti_nb.probe.questions import hits
 from gti_nb.prompts import GROUNDING, encode_template
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.kmeans import RQKMeans
@@ -74,24 +82,30 @@ class Losses:
         self.prefixes.plan([(fixed, text) for text in own] * 2)
         for text in [*sorted(set(own), key=lambda t: (len(t), t)), None]:
             if group and (text is None or (len(group) + 1) * len(text) > batch_tokens):
-                states |= {t: s.hidden.float().cpu().numpy() for t, s in zip(group, self.prefixes.states(fixed, group))}
+                found = self.prefixes.states(fixed, group)
+                states |= {t: s.hidden.float().cpu().numpy() for t, s in zip(group, found, strict=True)}
                 group = []
             group.append(text)
         return np.stack([states[t] for t in own])
 
 
 def near(sids: SemanticIds, vectors: torch.Tensor, items: list[int]) -> dict[str, float]:
-    "Recall of the items' codes and words among those nearest to some vectors; equal distances in random order."
+    "Recall of the items' codes and semantic IDs among those nearest to some vectors; equal distances in random order."
     trie, vectors = SidTrie(sids), vectors.double()
-    words = sum(book[codes].double() for book, codes in zip(sids.codebooks, trie.leaves.long().T) if book.shape[1])
-    code, word = -torch.cdist(vectors, sids.codebooks[0].double()), -torch.cdist(vectors, words)
+    levels = zip(sids.codebooks, trie.leaves.long().T, strict=True)
+    reconstructed = sum(book[codes].double() for book, codes in levels if book.shape[1])  # of every semantic ID
+    code = -torch.cdist(vectors, sids.codebooks[0].double())
+    sid = -torch.cdist(vectors, reconstructed)
     return {f"code@{k}": hits(code, sids.codes[items, 0], k).mean().item() for k in KS} | {
-        f"sid@{k}": hits(word, trie.leaf_of[items].long(), k).mean().item() for k in KS
+        f"sid@{k}": hits(sid, trie.leaf_of[items].long(), k).mean().item() for k in KS
     }
 
 
 def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    "Ridge regression of y on standardized x, the penalty by leave-one-out error; predictions are stretched to the length that y has, which a penalty takes from them and distances need."
+    """Ridge regression of y on standardized x, the penalty by leave-one-out error.
+
+    A penalty shortens the predictions, and distances need their length, so they are stretched to the length of y.
+    """
     mean, spread, centre, least = x.mean(0), x.std(0), y.mean(0), np.inf
     x, y = (x - mean) / spread, y - centre
     for penalty in 10.0 ** np.arange(0, 4.5, 0.5):
@@ -105,7 +119,7 @@ def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def readout(extended: ExtendedModel, losses: Losses, pairs: GroundingPairs, vectors: torch.Tensor, template: str) -> dict[str, float]:
-    "What a linear map of the frozen states tells of held-out items."
+    "What a linear map of the frozen states finds of held-out items."
     train, held = (pair_questions(extended, p, template).texts for p in (pairs.train, pairs.heldout))
     item, new = (p["item"][p.template == template].to_list() for p in (pairs.train, pairs.heldout))
     states = losses.last_states(
@@ -127,7 +141,10 @@ def measure(a) -> tuple[pd.DataFrame, int]:
     questions, shown = pair_questions(extended, pairs.heldout, asked), hide(dataset, held)
     states = last_states(extended, text_prompts(extended, questions.texts, GROUNDING[asked]))
     losses = Losses(extended, a.cache)
-    quality = lambda: probe(extended, questions, GROUNDING[asked], None, KS, states=states)
+
+    def quality() -> dict[str, float]:
+        return probe(extended, questions, GROUNDING[asked], None, KS, states=states)
+
     rows = [
         dict(start="chance") | {f"{k} before": v for k, v in chance(extended, questions, KS).items() if "title" not in k},
         dict(start="own vector") | {f"{k} before": v for k, v in near(sids, vectors[held], held).items()},
@@ -142,12 +159,10 @@ def measure(a) -> tuple[pd.DataFrame, int]:
         if not arms:
             rows.append(dict(start=name) | before)
         for soften in arms:
-            for parameter, rows_at_start in zip(extended.new_parameters(), drawn):
+            for parameter, rows_at_start in zip(extended.new_parameters(), drawn, strict=True):
                 parameter.data.copy_(rows_at_start)
-            began, config = (
-                time.process_time(),
-                GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, soften=soften, seed=a.seed),
-            )
+            began = time.process_time()
+            config = GroundingConfig(steps=a.steps, learning_rate=a.lr, share_text_to_sid=a.share, soften=soften, seed=a.seed)
             with mock.patch.object(stage, "GroundingLoss", losses):
                 ground(extended, pairs, config, progress=False, vectors=vectors)
             spent = time.process_time() - began
@@ -169,7 +184,11 @@ def with_ratios(table: pd.DataFrame, n: int) -> tuple[pd.DataFrame, str]:
     starts = before.drop(["chance", "own vector", "readout"], errors="ignore")
     mean, best = before.get("mean", 0), starts.max()
     base = mean or before["chance"]
-    note = f"after / mean: sid@10 after grounding over {'that of the mean start before it' if mean else 'chance, as the mean start finds none'} ({base:.3f}); after / best: over that of the best start before it ({starts.idxmax()}, {best:.3f})"
+    over = "that of the mean start before it" if mean else "chance, as the mean start finds none"
+    note = (
+        f"after / mean: sid@10 after grounding over {over} ({base:.3f}); "
+        f"after / best: over that of the best start before it ({starts.idxmax()}, {best:.3f})"
+    )
     return table.assign(
         **{"error after": (after * (1 - after) / n) ** 0.5, "after / mean": after / base, "after / best": after / best}
     ), note
@@ -179,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="movielens-100k", help="as load_dataset takes it")
     parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
-    parser.add_argument("--starts", nargs="+", default=STARTS, help="names in INITIALIZERS, with or without suffixes")
+    parser.add_argument("--starts", nargs="+", default=STARTS, help="starts: initializers, with or without suffixes")
     parser.add_argument("--ground", nargs="*", help="those of them to ground; all when left out")
     parser.add_argument(
         "--templates",
@@ -192,8 +211,8 @@ def main() -> None:
         ("lr", float, 1e-2, "learning rate of grounding"),
         ("share", float, 0.8, "of steps from text to semantic ID, where templates go both ways"),
         ("wordings", int, 1, "of a template"),
-        ("levels", int, 2, "codes an item"),
-        ("codes", int, 128, "codes a level"),
+        ("levels", int, 2, "codes per item"),
+        ("codes", int, 128, "codes per level"),
         ("holdout", float, 0.1, "share of items held out"),
         ("seed", int, 0, "of the held-out items, of starts and of grounding"),
     ]:
@@ -207,7 +226,7 @@ def main() -> None:
         type=float,
         nargs="+",
         default=[0.0, 0.3],
-        help="targets of grounding, one run each: 0 is the item's own codes, above 0 all codes near the item's vector share (gti_nb.grounding.targets; default 0 and 0.3)",
+        help="targets of grounding, one run each: 0 takes the item's own codes, above 0 all codes near its vector share (default 0, 0.3)",
     )
     parser.add_argument("--no-readout", action="store_true", help="leave out the line that reads the prompts of all items")
     parser.add_argument("--out", help="file for the table, CSV")
@@ -215,8 +234,10 @@ def main() -> None:
     began = time.process_time()
     table, n = measure(a)
     table, note = with_ratios(table, n)
+    spent = time.process_time() - began
     print(
-        f"{Path(a.data).name}, {a.base}, {a.levels} x {a.codes} codes, {a.collisions}; {n} held-out items, {', '.join(a.templates)}, {a.steps} steps at {a.lr}; {time.process_time() - began:.0f} s of CPU"
+        f"{Path(a.data).name}, {a.base}, {a.levels} x {a.codes} codes, {a.collisions}; {n} held-out items, "
+        f"{', '.join(a.templates)}, {a.steps} steps at {a.lr}; {spent:.0f} s of CPU"
     )
     print(table[[c for c in table if not c.startswith(("code@1 ", "code@5"))]].round(3).to_string(index=False))
     print(note)

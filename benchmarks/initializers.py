@@ -1,7 +1,10 @@
-"""What every start of the new tokens knows before training: `compare_initializers` on a catalogue (semantic IDs) or on tools (one new token each, queries as questions).
+"""What every start of the new tokens knows before training.
 
-OMP_NUM_THREADS=1 python benchmarks/initializers.py                                  # MovieLens-100K, SmolLM2-135M, 64 titles
-OMP_NUM_THREADS=1 python benchmarks/initializers.py --tools FOLDER --questions 200 --no-titles   # items.parquet and queries.parquet, as in MetaTool
+It runs `compare_initializers` on a catalogue (semantic IDs) or on tools (one new token each, with queries as questions).
+
+OMP_NUM_THREADS=1 python benchmarks/initializers.py                 # MovieLens-100K, SmolLM2-135M, 64 titles
+OMP_NUM_THREADS=1 python benchmarks/initializers.py --tools FOLDER --questions 200 --no-titles
+                                                                    # items.parquet and queries.parquet, as in MetaTool
 """
 
 import argparse
@@ -15,10 +18,11 @@ from gti_nb.data.dataset import load_dataset
 from gti_nb.data.queries import load_queries
 from gti_nb.figures.initializers import initializer_figure
 from gti_nb.figures.style import save_figure
-from gti_nb.initializers.base import INITIALIZERS
 from gti_nb.initializers.lexical import word_vectors
+from gti_nb.initializers.registry import INITIALIZERS
 from gti_nb.model.extended import ExtendedModel
-from gti_nb.probe.starts import Questions, compare_initializers, described_questions, item_questions
+from gti_nb.probe.questions import Questions, described_questions, item_questions
+from gti_nb.probe.starts import compare_initializers
 from gti_nb.prompts import Template
 from gti_nb.sid.kmeans import RQKMeans
 from gti_nb.text import encode_text
@@ -34,7 +38,7 @@ SUFFIXED = [f"{name}+equal_prior" for name in ("text_mean", "ctfidf", "focus", "
 
 
 def catalogue(a) -> tuple[ExtendedModel, Questions, dict]:
-    "Semantic IDs of a data set, and titles to ask for."
+    "A data set with semantic IDs, and titles to ask for."
     dataset = load_dataset(a.data)
     vectors = encode_text(dataset.texts(), progress=False)
     sids = RQKMeans(a.levels, a.codes).fit(vectors).resolve("extra_level")
@@ -46,10 +50,10 @@ def catalogue(a) -> tuple[ExtendedModel, Questions, dict]:
 
 
 def tools(a) -> tuple[ExtendedModel, Questions, dict]:
-    "A new token for each tool, and test queries that one tool answers."
+    "One new token per tool, and test queries that one tool answers."
     data = load_queries(a.tools)
     names = [f"<tool_{i}>" for i in range(data.n_items)]
-    extended = ExtendedModel.extend(*load_base(a.base), dict(zip(names, data.texts())))
+    extended = ExtendedModel.extend(*load_base(a.base), dict(zip(names, data.texts(), strict=True)))
     single = [q for q in data.rows("test") if len(data.relevant[q]) == 1]
     chosen = np.sort(np.random.default_rng(0).permutation(single)[: a.questions])
     return (
@@ -66,13 +70,13 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
     for name, value, text in [
         ("questions", 64, "titles or queries asked"),
-        ("levels", 3, "codes an item"),
-        ("codes", 64, "codes a level"),
+        ("levels", 3, "codes per item"),
+        ("codes", 64, "codes per level"),
         ("words", 20_000, "vocabulary words for focus and wechsel"),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--names", nargs="*", help="starts; all, and some with suffixes, when left out")
-    parser.add_argument("--no-titles", action="store_true", help="ask from text to tokens only; titles take most of the time")
+    parser.add_argument("--names", nargs="*", help="starts; left out: all initializers, and some with suffixes")
+    parser.add_argument("--no-titles", action="store_true", help="ask only from text to tokens; titles take most of the time")
     parser.add_argument("--out", help="folder for table.csv and the figure")
     a = parser.parse_args()
     started = time.process_time()
@@ -80,11 +84,10 @@ def main() -> None:
     if a.no_titles:
         given["tell"] = None
     suffixed = [n for n in SUFFIXED if not (a.tools and "level_offset" in n)]
-    names = a.names or [n for n in INITIALIZERS if "+" not in n and n != "from_checkpoint"] + suffixed
+    names = a.names or [n for n in INITIALIZERS if n != "from_checkpoint"] + suffixed
     table = compare_initializers(extended, names, questions, words=word_vectors(extended.tokenizer, limit=a.words), **given)
-    print(
-        f"{a.tools or a.data}, {a.base}: {extended.n_new} new tokens, {len(questions.texts)} questions, {time.process_time() - started:.0f} s of CPU"
-    )
+    spent = time.process_time() - started
+    print(f"{a.tools or a.data}, {a.base}: {extended.n_new} new tokens, {len(questions.texts)} questions, {spent:.0f} s of CPU")
     print(table.drop(columns=["kl", "safe"]).round(3).to_string())
     if a.out:
         Path(a.out).mkdir(parents=True, exist_ok=True)

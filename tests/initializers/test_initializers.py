@@ -12,14 +12,16 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
 from gti_nb.assets import load_base
-from gti_nb.core import GTIError, check_choice, write_json
+from gti_nb.core import GTIError, write_json
 from gti_nb.data.dataset import load_dataset
-from gti_nb.initializers.base import InitContext, draw_rows
-from gti_nb.initializers.codebook import RIDGE_PENALTIES, _solve
-from gti_nb.initializers.lexical import WordVectors, sparsemax, top_softmax, whole_words
+from gti_nb.initializers.base import InitContext, InitInputs, WordVectors
+from gti_nb.initializers.codebook import RIDGE_PENALTIES, conjugate_gradients
+from gti_nb.initializers.lexical import sparsemax, top_softmax, whole_words
 from gti_nb.initializers.prior import NEUTRAL_TEXTS
-from gti_nb.initializers.registry import INITIALIZERS, initialize, initializer, new_token_mass
-from gti_nb.initializers.textual import text_rows
+from gti_nb.initializers.registry import INITIALIZERS, SUFFIXES, check_initializer, draw_start, find_initializer, initialize
+from gti_nb.initializers.report import new_token_mass
+from gti_nb.initializers.statistical import vocab_sample
+from gti_nb.initializers.textual import ctfidf, text_rows
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.model.rows import trained_rows
 from gti_nb.prompts import Template, encode_template, fill
@@ -89,7 +91,7 @@ def given(dataset, vectors, words):
 
 
 def matrices(model: ExtendedModel) -> list[np.ndarray]:
-    "Old rows of every matrix, float64, the bias as last column of the output rows."
+    "Pretrained rows of every matrix, float64, the bias as last column of the output rows."
     rows = [model.pretrained_rows] if model.tied else [model.pretrained_rows, model.pretrained_head_rows]
     rows = [r.detach().double().numpy() for r in rows]
     if model.head.pretrained_bias is not None:
@@ -99,8 +101,18 @@ def matrices(model: ExtendedModel) -> list[np.ndarray]:
 
 def drawn(model: ExtendedModel, name: str, **given) -> list[np.ndarray]:
     "New rows in the form of `matrices`."
-    rows = [r.numpy().astype(np.float64) for r in draw_rows(model, name, **given)]
+    rows = [r.numpy().astype(np.float64) for r in draw_start(model, name, **given)]
     return [*rows[:-2], np.c_[rows[-2], rows[-1]]] if model.head.pretrained_bias is not None else rows
+
+
+def spread(x: np.ndarray, d: int | None = None) -> float:
+    "Median distance from the mean, in the first d columns."
+    return np.median(np.linalg.norm((x - x.mean(0))[:, :d], axis=1))
+
+
+def rank(s: np.ndarray) -> float:
+    "Effective rank from singular values."
+    return np.exp(-(s / s.sum() * np.log(s / s.sum())).sum())
 
 
 def phi_of(model: ExtendedModel, E: np.ndarray, texts) -> np.ndarray:
@@ -108,19 +120,13 @@ def phi_of(model: ExtendedModel, E: np.ndarray, texts) -> np.ndarray:
 
 
 def test_the_registry_has_them_all():
-    assert set(NAMES) | {"from_checkpoint"} <= set(INITIALIZERS)
+    assert set(NAMES) | {"from_checkpoint"} == set(INITIALIZERS)
+    assert set(SUFFIXES) == {"centred_scale", "equal_prior", "level_offset"}
     for name in NAMES:
-        assert {
-            f"{name}+level_offset",
-            f"{name}+centred_scale",
-            f"{name}+centred_scale+level_offset",
-            f"{name}+equal_prior",
-            f"{name}+centred_scale+equal_prior+level_offset",
-        } <= set(INITIALIZERS)
-    for name in NAMES:
-        assert "E_t" in INITIALIZERS[name].__doc__ and "(" in INITIALIZERS[name].__doc__, (
-            f"{name}: a docstring has the formula and its source"
-        )
+        assert find_initializer(name) == (INITIALIZERS[name], [])
+        assert find_initializer(f"{name}+centred_scale+level_offset")[1] == [SUFFIXES["centred_scale"], SUFFIXES["level_offset"]]
+        doc = INITIALIZERS[name].__doc__
+        assert "E_t" in doc and "(" in doc, f"{name}: a docstring has the formula and its source"
 
 
 @pytest.mark.parametrize("base", BASES + BIASED)
@@ -136,17 +142,17 @@ def test_start(base, name, sids, given):
     assert report.kl_max == pytest.approx(-math.log1p(-report.p_new_max), rel=1e-3)  # KL(p_old || p) = -ln(1 - p_new)
     assert (report.head_spread_ratio is None) == (report.head_effective_rank is None) == model.tied
     initialize(model, "mean", prompts=PROMPTS[:1])
-    for p, start in zip(model.new_parameters(), draw_rows(model, name, **given, seed=3)):
+    for p, start in zip(model.new_parameters(), draw_start(model, name, **given, seed=3), strict=True):
         p.data.copy_(start)
-    assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), first))
-    other = draw_rows(model, name, **given, seed=4)[0]
+    assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), first, strict=True))
+    other = draw_start(model, name, **given, seed=4)[0]
     assert torch.equal(other, first[0]) == (name not in STATISTICAL[1:])
 
 
 @pytest.mark.parametrize("base", BASES + BIASED)
 def test_statistics_come_from_trained_rows_of_the_right_matrix(base):
     model = make_extended(base)
-    for rows, E in zip(drawn(model, "mean"), matrices(model)):
+    for rows, E in zip(drawn(model, "mean"), matrices(model), strict=True):
         np.testing.assert_allclose(rows, np.tile(E[: model.n_pretrained].mean(0), (14, 1)), atol=1e-6)
 
 
@@ -154,12 +160,12 @@ def test_padding_rows_play_no_part(sids, given):
     plain, padded = load_base("tiny-qwen3"), load_base("tiny-qwen3-padded")
     n = len(plain[1])
     with torch.no_grad():
-        for p, q in zip(padded[0].parameters(), plain[0].parameters()):
+        for p, q in zip(padded[0].parameters(), plain[0].parameters(), strict=True):
             p[: len(q)] = q  # the embedding is the only longer one
         padded[0].get_input_embeddings().weight[n:] = 1e3
     a, b = ExtendedModel.extend(*plain, sids), ExtendedModel.extend(*padded, sids)
     for name in NAMES + SUFFIXED:
-        assert torch.equal(draw_rows(a, name, **given)[0], draw_rows(b, name, **given)[0]), name
+        assert torch.equal(draw_start(a, name, **given)[0], draw_start(b, name, **given)[0]), name
 
 
 def test_unused_rows_play_no_part():
@@ -172,11 +178,11 @@ def test_unused_rows_play_no_part():
     used = np.r_[0:10, 20:300, 304 : extended.n_pretrained]
     assert trained_rows(extended.pretrained_rows).nonzero().flatten().tolist() == used.tolist()
     E = extended.pretrained_rows.detach().double().numpy()[used]
-    np.testing.assert_allclose(draw_rows(extended, "mean")[0][0], E.mean(0), atol=1e-6)
+    np.testing.assert_allclose(draw_start(extended, "mean")[0][0], E.mean(0), atol=1e-6)
     np.testing.assert_allclose(extended.new_rows[0].detach(), E.mean(0), atol=1e-6)
-    for row in draw_rows(extended, "vocab_sample")[0].numpy():
+    for row in draw_start(extended, "vocab_sample")[0].numpy():
         assert (E == row.astype(np.float64)).all(1).any()
-    rows = np.concatenate([draw_rows(extended, "normal_matched", seed=s)[0].numpy() for s in range(30)])
+    rows = np.concatenate([draw_start(extended, "normal_matched", seed=s)[0].numpy() for s in range(30)])
     assert np.trace(np.cov(rows.T)) == pytest.approx(np.trace(np.cov(E.T)), rel=0.1)
     assert initialize(extended, "mean").norm_pretrained == pytest.approx(np.median(np.linalg.norm(E, axis=1)), rel=1e-5)
 
@@ -197,10 +203,10 @@ def test_trained_rows_of_other_kinds():
 def test_hf_default_has_the_moments_of_transformers(base):
     "Standardized by transformers' own mean and covariance, the draws are white and of unit size; a bias is drawn on its own."
     model = ExtendedModel.extend(*base_of(base), {f"<w_{i}>": "" for i in range(400)})
-    matrix_rows = draw_rows(model, "hf_default")
+    matrix_rows = draw_start(model, "hf_default")
     bias = matrix_rows.pop() if base.endswith("biased") else None
     assert len(matrix_rows) == 2 - model.tied
-    for rows, old in zip(matrix_rows, [model.pretrained_rows, model.pretrained_head_rows]):
+    for rows, old in zip(matrix_rows, [model.pretrained_rows, model.pretrained_head_rows], strict=False):
         centred = old - old.mean(0)
         root = torch.linalg.cholesky(1e-9 * (centred.T @ centred / len(old)).double())
         white = torch.linalg.solve_triangular(root, (rows.double() - old.double().mean(0)).T, upper=False)
@@ -216,8 +222,8 @@ def test_hf_default_is_the_mean_where_the_covariance_is_singular():
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 0] = 0
     extended = ExtendedModel.extend(model, tokenizer, {"<w_0>": "", "<w_1>": ""})
-    (rows,) = draw_rows(extended, "hf_default")
-    assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], draw_rows(extended, "mean")[0][0])
+    (rows,) = draw_start(extended, "hf_default")
+    assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], draw_start(extended, "mean")[0][0])
 
 
 @pytest.mark.parametrize("base", ["tiny-llama-untied", "tiny-llama-untied-biased"])
@@ -225,13 +231,16 @@ def test_random_starts_of_both_matrices(base):
     model = ExtendedModel.extend(*base_of(base), {f"<w_{i}>": "" for i in range(600)})
     d, biased = 32, base.endswith("biased")
     for name, centre, deviation in (("normal", 0, model.model.config.initializer_range), ("mean_noise", 1, d**-0.5)):
-        for rows, E in zip(drawn(model, name), matrices(model)):
+        for rows, E in zip(drawn(model, name), matrices(model), strict=True):
             noise = rows - centre * E.mean(0)
             assert noise[:, :d].std() == pytest.approx(deviation, rel=0.05) and abs(noise[:, :d].mean()) < deviation / 20
             np.testing.assert_allclose(noise[:, d:], 0, atol=1e-7)  # no noise on a bias; `normal` has it at 0
         a, b = (x[:, :d] for x in drawn(model, name))
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.05, "the two matrices have draws of their own"
-    both = [[int((E == row).all(1).nonzero()[0][0]) for row in rows] for rows, E in zip(drawn(model, "vocab_sample"), matrices(model))]
+    both = [
+        [int((E == row).all(1).nonzero()[0][0]) for row in rows]
+        for rows, E in zip(drawn(model, "vocab_sample"), matrices(model), strict=True)
+    ]
     assert both[0] == both[1] and len(set(both[0])) > 200, "the same word in both matrices, with its bias"
     wanted = np.cov(matrices(model)[1].T, bias=True)
     rows = np.concatenate([drawn(model, "normal_matched", seed=s)[1] for s in range(20)])
@@ -242,7 +251,7 @@ def test_random_starts_of_both_matrices(base):
 @pytest.mark.parametrize("base", BASES + BIASED)
 def test_text_mean_by_hand_and_a_code_without_items(dataset, base):
     model = make_extended(base)
-    for rows, E in zip(drawn(model, "text_mean", dataset=dataset), matrices(model)):
+    for rows, E in zip(drawn(model, "text_mean", dataset=dataset), matrices(model), strict=True):
         phi = phi_of(model, E, dataset.texts())
         for row, items in ((2, [16, 17, 18, 19, 20, 21, 22, 23]), (6 + 3, [3, 11, 19, 27, 35]), (5, range(40))):
             np.testing.assert_allclose(rows[row], phi[list(items)].mean(0), atol=1e-6)
@@ -252,10 +261,10 @@ def test_text_mean_by_hand_and_a_code_without_items(dataset, base):
 def test_ctfidf_by_hand(dataset, base):
     model = make_extended(base)
     ids = [model.tokenizer.encode(t, add_special_tokens=False) for t in dataset.texts()]
-    for rows, E in zip(drawn(model, "ctfidf", dataset=dataset), matrices(model)):
+    for rows, E in zip(drawn(model, "ctfidf", dataset=dataset), matrices(model), strict=True):
         for start, size, codes in ((0, 6, torch.arange(40) // 8), (6, 8, torch.arange(40) % 8)):
             tf = np.zeros((size, model.n_pretrained))
-            for item, code in zip(ids, codes.tolist()):
+            for item, code in zip(ids, codes.tolist(), strict=True):
                 for w in item:
                     tf[code, w] += 1
             f, A = tf.sum(0), tf.sum() / (tf.sum(1) > 0).sum()
@@ -304,7 +313,7 @@ def test_focus_and_wechsel_by_hand(base, sids, words):
         return a / a.sum()
 
     for name, weights in (("focus", simplex_projection), ("wechsel", softmax_of_ten)):
-        for rows, E in zip(drawn(model, name, words=words), matrices(model)):
+        for rows, E in zip(drawn(model, name, words=words), matrices(model), strict=True):
             np.testing.assert_allclose(rows, np.stack([weights(z) @ E[words.ids.numpy()] for z in cosines]), atol=1e-5)
 
 
@@ -312,12 +321,12 @@ def test_focus_and_wechsel_by_hand(base, sids, words):
 def test_ridge_by_hand(base, sids, given, vectors, dataset):
     model, z = make_extended(base, sids), vectors.double().numpy()
     energy = np.square(z - z.mean(0)).sum() / 40
-    for rows, E in zip(drawn(model, "ridge", **given), matrices(model)):
+    for rows, E in zip(drawn(model, "ridge", **given), matrices(model), strict=True):
         phi = phi_of(model, E, dataset.texts())
         zc, pc = z - z.mean(0), phi - phi.mean(0)
         fits = {k: Ridge(alpha=k * energy, fit_intercept=False).fit(zc, pc) for k in RIDGE_PENALTIES}
 
-        def left_out(k):
+        def left_out(k, zc=zc, pc=pc):
             hat = zc @ np.linalg.solve(zc.T @ zc + k * energy * np.eye(6), zc.T)
             return np.square((pc - hat @ pc) / (1 - np.diag(hat))[:, None]).mean()
 
@@ -331,11 +340,11 @@ def test_ridge_by_hand(base, sids, given, vectors, dataset):
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded", "tiny-llama-untied-biased"])
 def test_procrustes_by_hand(base, sids, given, vectors, dataset):
     model, z = make_extended(base, sids), vectors.double().numpy()
-    for rows, E in zip(drawn(model, "procrustes", **given), matrices(model)):
+    for rows, E in zip(drawn(model, "procrustes", **given), matrices(model), strict=True):
         left, right = PCA(6).fit(z), PCA(6).fit(phi := phi_of(model, E, dataset.texts()))
         R, strength = orthogonal_procrustes(left.transform(z), right.transform(phi))
         scale = strength / np.square(left.transform(z)).sum()
-        for level, (start, book) in enumerate(zip((0, 5), sids.codebooks)):
+        for level, (start, book) in enumerate(zip((0, 5), sids.codebooks, strict=True)):
             book = book.double().numpy()
             offset = book[sids.codes[:, level]].mean(0)
             wanted = E.mean(0) + scale * (book - offset) @ left.components_.T @ R @ right.components_
@@ -345,8 +354,8 @@ def test_procrustes_by_hand(base, sids, given, vectors, dataset):
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded", "tiny-llama-untied-biased"])
 def test_additive_by_hand(base, sids, dataset):
     model = make_extended(base, sids.resolve("extra_level"))
-    S = np.concatenate([np.eye(size)[model.sids.codes[:, l]] for l, size in enumerate(model.sids.level_sizes)], 1)
-    for rows, E in zip(drawn(model, "additive", dataset=dataset), matrices(model)):
+    S = np.concatenate([np.eye(size)[model.sids.codes[:, level]] for level, size in enumerate(model.sids.level_sizes)], 1)
+    for rows, E in zip(drawn(model, "additive", dataset=dataset), matrices(model), strict=True):
         phi = phi_of(model, E, dataset.texts())
         wanted = E.mean(0) + Ridge(alpha=1, fit_intercept=False).fit(S, phi - phi.mean(0)).coef_.T
         np.testing.assert_allclose(rows, wanted, atol=1e-5)
@@ -359,11 +368,14 @@ def test_additive_separates_what_the_mean_mixes(dataset):
     codes = np.stack([rng.integers(4, size=400), np.zeros(400, int)], 1)
     codes[:, 1] = np.where(rng.random(400) < 0.7, codes[:, 0], rng.integers(4, size=400))  # levels that go together
     phi = first[codes[:, 0]] + second[codes[:, 1]]
-    S = np.concatenate([np.eye(4)[codes[:, l]] for l in (0, 1)], 1)
+    S = np.concatenate([np.eye(4)[codes[:, level]] for level in (0, 1)], 1)
     from scipy.sparse import csr_array
 
-    B = _solve(csr_array(S.T @ S + np.eye(8)), S.T @ (phi - phi.mean(0)))
-    centre = lambda x: (x - x.mean(0)).ravel()
+    B = conjugate_gradients(csr_array(S.T @ S + np.eye(8)), S.T @ (phi - phi.mean(0)))
+
+    def centre(x):
+        return (x - x.mean(0)).ravel()
+
     means = np.stack([phi[codes[:, 1] == k].mean(0) for k in range(4)])
     truth = centre(second)
     assert np.corrcoef(centre(B[4:]), truth)[0, 1] > 0.9 > 0.5 > np.corrcoef(centre(means), truth)[0, 1]
@@ -378,7 +390,7 @@ def test_conjugate_gradients_of_a_large_catalogue():
     )
     G, right = csr_array(S.T @ S + eye_array(900)), S.T @ rng.normal(size=(2000, 5))
     right[:, 0] = 0
-    np.testing.assert_allclose(_solve(G, right), np.linalg.solve(G.toarray(), right), atol=1e-8)
+    np.testing.assert_allclose(conjugate_gradients(G, right), np.linalg.solve(G.toarray(), right), atol=1e-8)
 
 
 # %% suffixes
@@ -391,12 +403,11 @@ def test_suffixes_by_hand(base, sids, given):
     each = [
         drawn(model, f"procrustes{suffix}", **given) for suffix in ("", "+level_offset", "+centred_scale", "+centred_scale+level_offset")
     ]
-    for plain, offset, scaled, both, E in zip(*each, matrices(model)):
+    for plain, offset, scaled, both, E in zip(*each, matrices(model), strict=True):
         a, b = (E[i].mean(0) for i in letters)
         moved = np.repeat([(a - b) / 2, (b - a) / 2], 5, axis=0)
         np.testing.assert_allclose(offset, plain + moved, atol=1e-5)
-        spread = lambda x: np.median(np.linalg.norm((x - x.mean(0))[:, :32], axis=1))
-        np.testing.assert_allclose(scaled, E.mean(0) + spread(E) / spread(plain) * (plain - plain.mean(0)), atol=1e-5)
+        np.testing.assert_allclose(scaled, E.mean(0) + spread(E, 32) / spread(plain, 32) * (plain - plain.mean(0)), atol=1e-5)
         np.testing.assert_allclose(both, scaled + moved, atol=1e-5)
 
 
@@ -424,11 +435,11 @@ def test_equal_prior_by_hand(base, sids, given):
     before = [p.detach().clone() for p in model.new_parameters()]
     model.model.train()
     plain, equal = drawn(model, "ctfidf", **given), drawn(model, "ctfidf+equal_prior", ask=template, **given)
-    assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), before)) and model.model.training
+    assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), before, strict=True)) and model.model.training
     model.model.eval()
     if not model.tied:
         np.testing.assert_array_equal(plain[0], equal[0])  # nothing is scored by the embedding
-    for p, start in zip(model.new_parameters(), draw_rows(model, "ctfidf+equal_prior", ask=template, **given)):
+    for p, start in zip(model.new_parameters(), draw_start(model, "ctfidf+equal_prior", ask=template, **given), strict=True):
         p.data.copy_(start)
     d = model.pretrained_rows.shape[1]
     for level, rows in ((0, slice(0, 5)), (1, slice(5, 10))):
@@ -441,53 +452,63 @@ def test_equal_prior_by_hand(base, sids, given):
         assert np.abs(moved).max() > 1e-4
 
 
-def test_equal_prior_of_words():
+def test_equal_prior_of_described_tokens():
     words = ExtendedModel.extend(*load_base("tiny-llama"), [("one", "<w_0>"), ("two things", ["<w_1>", "<w_2>"])])
-    plain, equal = (draw_rows(words, name)[0] for name in ("text_mean", "text_mean+equal_prior"))
+    plain, equal = (draw_start(words, name)[0] for name in ("text_mean", "text_mean+equal_prior"))
     assert not torch.equal(plain, equal) and torch.equal(equal[1], equal[2])
-    assert torch.allclose(draw_rows(words, "mean+equal_prior")[0], draw_rows(words, "mean")[0], atol=1e-7)
+    assert torch.allclose(draw_start(words, "mean+equal_prior")[0], draw_start(words, "mean")[0], atol=1e-7)
 
 
 def test_suffixes_that_have_nothing_to_do():
     words = ExtendedModel.extend(*load_base("tiny-llama"), {"<w_0>": "one", "<w_1>": "two"})
-    assert torch.equal(draw_rows(words, "text_mean+level_offset")[0], draw_rows(words, "text_mean")[0])
-    assert torch.equal(draw_rows(words, "mean+centred_scale")[0], draw_rows(words, "mean")[0])
+    assert torch.equal(draw_start(words, "text_mean+level_offset")[0], draw_start(words, "text_mean")[0])
+    assert torch.equal(draw_start(words, "mean+centred_scale")[0], draw_start(words, "mean")[0])
 
 
 def test_names_of_composed_starts(tmp_path):
     model = make_extended("tiny-llama")
     for name, message in (
         ("normal+level_offset+centred_scale", "did you mean 'normal\\+centred_scale\\+level_offset'"),
-        ("normal+centered_scale", "did you mean '\\+centred_scale'"),
+        ("normal+centered_scale", "did you mean 'centred_scale'"),
+        ("normal+", "suffix of initializer 'normal\\+': got ''"),
         ("+centred_scale", "initializer: got ''"),
         ("normal+level_offset+level_offset", "each suffix once"),
         (None, "initializer: got None"),
     ):
         with pytest.raises(GTIError, match=message):
-            draw_rows(model, name)
+            draw_start(model, name)
     spec = pipeline_parameters(pipeline_path("train"))
     for name in NAMES + SUFFIXED:
-        assert check_parameters("train", spec, {"init": name})["init"] == check_choice("init", name, INITIALIZERS)
+        assert check_parameters("train", spec, {"init": name})["init"] == check_initializer(name)
     with pytest.raises(GTIError, match="did you mean 'procrustes\\+centred_scale'"):
         check_parameters("train", spec, {"init": "procrustes+centred_scal"})
 
 
-def test_an_idea_of_your_own():
-    @initializer("halfway_for_a_test")
-    def halfway(context: InitContext) -> torch.Tensor:
-        "Between the mean and a random word."
-        return (context.mu + INITIALIZERS["vocab_sample"](context)) / 2
+def halfway(context: InitContext) -> torch.Tensor:
+    "Between the mean and a random pretrained row."
+    return (context.mu + vocab_sample(context)) / 2
 
-    try:
-        model = make_extended("tiny-llama-untied-biased")
-        for rows, E in zip(drawn(model, "halfway_for_a_test", seed=1), matrices(model)):
-            sample = 2 * rows - E.mean(0)
-            assert np.abs(E[:, None] - sample[None]).max(2).min(0).max() < 1e-5
-        assert "halfway_for_a_test+centred_scale+level_offset" in INITIALIZERS
-        assert initialize(model, "halfway_for_a_test+centred_scale").spread_ratio == pytest.approx(1, rel=1e-4)
-    finally:
-        for name in [n for n in INITIALIZERS if n.startswith("halfway_for_a_test")]:
-            del INITIALIZERS[name]
+
+def test_an_initializer_of_your_own(monkeypatch):
+    monkeypatch.setitem(INITIALIZERS, "mine", halfway)
+    model = make_extended("tiny-llama-untied-biased")
+    for rows, E in zip(drawn(model, "mine", seed=1), matrices(model), strict=True):
+        sample = 2 * rows - E.mean(0)
+        assert np.abs(E[:, None] - sample[None]).max(2).min(0).max() < 1e-5
+    report = initialize(model, "mine+centred_scale")
+    assert report.name == "mine+centred_scale" and report.spread_ratio == pytest.approx(1, rel=1e-4)
+
+
+def test_a_function_is_a_start():
+    model = make_extended("tiny-llama-untied")
+    assert initialize(model, halfway, seed=2).name == "halfway"
+    assert all(torch.equal(p, q) for p, q in zip(model.new_parameters(), draw_start(model, halfway, seed=2), strict=True))
+
+
+def test_a_name_with_a_plus_is_refused(monkeypatch):
+    monkeypatch.setitem(INITIALIZERS, "half+way", halfway)
+    with pytest.raises(GTIError, match="the name 'half\\+way' contains '\\+'"):
+        check_initializer("half+way")
 
 
 # %% inputs
@@ -501,10 +522,11 @@ def test_text_starts_survive_any_text(dataset, text):
     model = make_extended("tiny-llama")
     with torch.no_grad():
         model.pretrained_rows[model.tokenizer.all_special_ids] = float("nan")  # a control token would show
-    assert draw_rows(model, "text_mean", data)[0].isfinite().all()
-    context = InitContext("ctfidf", model.pretrained_rows.detach().nan_to_num(1e6), torch.Generator(), model, dataset=data)
+    assert draw_start(model, "text_mean", dataset=data)[0].isfinite().all()
+    rows = model.pretrained_rows.detach().nan_to_num(1e6)
+    context = InitContext("ctfidf", rows, torch.Generator(), model, InitInputs(data))
     assert text_rows(context)[0].abs().max() < 1e3
-    assert INITIALIZERS["ctfidf"](context).abs().max() < 1e3
+    assert ctfidf(context).abs().max() < 1e3
 
 
 def test_starts_without_any_text():
@@ -512,7 +534,7 @@ def test_starts_without_any_text():
     data.items.loc[:, ["title", "description", "categories"]] = ""
     for name in ("text_mean", "ctfidf", "additive"):
         with pytest.raises(GTIError, match=f"{name}: none of the texts has a token"):
-            draw_rows(make_extended("tiny-llama"), name, data)
+            draw_start(make_extended("tiny-llama"), name, dataset=data)
 
 
 def test_items_without_text_do_not_count(sids, vectors):
@@ -521,7 +543,7 @@ def test_items_without_text_do_not_count(sids, vectors):
     model, z = make_extended("tiny-llama", sids), vectors.double().numpy()[10:]
     E = matrices(model)[0]
     phi = phi_of(model, E, data.texts()[10:])
-    S = np.concatenate([np.eye(5)[sids.codes[10:, l]] for l in (0, 1)], 1)
+    S = np.concatenate([np.eye(5)[sids.codes[10:, level]] for level in (0, 1)], 1)
     np.testing.assert_allclose(
         drawn(model, "additive", dataset=data)[0],
         E.mean(0) + Ridge(alpha=1, fit_intercept=False).fit(S, phi - phi.mean(0)).coef_.T,
@@ -562,9 +584,9 @@ def test_codebooks_of_another_space(sids, given, vectors):
         left = left - books[-1][codes]
     model = make_extended("tiny-llama", SemanticIds(sids.codes, books))
     for name in ("focus", "wechsel", "ridge", "procrustes"):
-        assert torch.allclose(draw_rows(with_vectors, name, **given)[0], draw_rows(model, name, **given)[0], atol=1e-5), name
+        assert torch.allclose(draw_start(with_vectors, name, **given)[0], draw_start(model, name, **given)[0], atol=1e-5), name
     with pytest.raises(GTIError, match="word vectors have 6 dimensions, the codes' 3"):
-        draw_rows(with_vectors, "focus", words=given["words"])
+        draw_start(with_vectors, "focus", words=given["words"])
 
 
 def test_what_is_missing_is_asked_for(sids, dataset, vectors, words):
@@ -579,18 +601,18 @@ def test_what_is_missing_is_asked_for(sids, dataset, vectors, words):
         ("from_checkpoint", {}, "checkpoint"),
     ):
         with pytest.raises(GTIError, match=f"initializer '{name}': needs .*; pass {argument}="):
-            draw_rows(model, name, **given)
+            draw_start(model, name, **given)
     with pytest.raises(GTIError, match="codebooks of these semantic IDs have none; pass vectors="):
-        draw_rows(make_extended("tiny-llama"), "focus", words=words)
+        draw_start(make_extended("tiny-llama"), "focus", words=words)
     for bad, message in (
         (vectors[:9], "got shape \\(9, 6\\), the semantic IDs are 40"),
         (vectors[0], "expected \\[40, d_text\\]"),
         (vectors / 0, "rows hold NaN"),
     ):
         with pytest.raises(GTIError, match=message):
-            draw_rows(model, "ridge", dataset, bad)
+            draw_start(model, "ridge", dataset=dataset, vectors=bad)
     with pytest.raises(GTIError, match="token ids from 250 to 9999"):
-        draw_rows(model, "focus", words=WordVectors(torch.tensor([250, 9999]), words.vectors[:2]))
+        draw_start(model, "focus", words=WordVectors(torch.tensor([250, 9999]), words.vectors[:2]))
     with pytest.raises(GTIError, match="expected \\[n\\] and \\[n, d_text\\]"):
         WordVectors(words.ids, words.vectors[:3])
 
@@ -621,11 +643,11 @@ def test_whole_words():
         whole_words(tokenizer, 0)
 
 
-def test_words_and_descriptions_are_encoded_when_not_given(dataset):
-    "With the real text encoder: new words with descriptions need nothing else."
+def test_vocabulary_words_and_descriptions_are_encoded_when_not_given(dataset):
+    "With the real text encoder: described tokens need nothing else."
     model = ExtendedModel.extend(*load_base("tiny-llama-untied"), {"<tool_0>": "adds numbers", "<tool_1>": "finds a film", "<tool_2>": ""})
     for name in INFORMED:
-        assert all(rows.isfinite().all() and len(rows.unique(dim=0)) == 3 for rows in draw_rows(model, name)), name
+        assert all(rows.isfinite().all() and len(rows.unique(dim=0)) == 3 for rows in draw_start(model, name)), name
 
 
 # %% report
@@ -644,29 +666,22 @@ def test_safety_figures_against_the_full_softmax_of_a_plain_model(base, sids):
         p = plain(torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False)])).logits[0].double().softmax(-1)
         old = p[:, : model.n_pretrained] / p[:, : model.n_pretrained].sum(1, keepdim=True)
         wanted.append(torch.stack([p[:, model.n_pretrained :].sum(1), (old * (old / p[:, : model.n_pretrained]).log()).sum(1)]))
-    for found, right in zip(new_token_mass(model, PROMPTS), torch.cat(wanted, 1)):
+    for found, right in zip(new_token_mass(model, PROMPTS), torch.cat(wanted, 1), strict=True):
         assert torch.allclose(found.double(), right.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_report_in_words_and_numbers(sids, tmp_path):
+def test_report_against_plain_formulas(sids, tmp_path):
     model = make_extended("tiny-llama-untied", sids)
-    for p, draw in zip(model.new_parameters(), (3, 4)):
+    for p, draw in zip(model.new_parameters(), (3, 4), strict=True):
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(draw))
 
-    @initializer("as_it_is_for_a_test")
     def as_it_is(context):
         return (model.new_rows if context.matrix == "embedding" else model.new_head_rows).detach().clone()
 
-    try:
-        report = initialize(model, "as_it_is_for_a_test")
-    finally:
-        for name in [n for n in INITIALIZERS if n.startswith("as_it_is_for_a_test")]:
-            del INITIALIZERS[name]
+    report = initialize(model, as_it_is)
     for prefix, new, old in (("", model.new_rows, model.pretrained_rows), ("head_", model.new_head_rows, model.pretrained_head_rows)):
         new, old = new.detach().double().numpy(), old.detach().double().numpy()
-        spread = lambda x: np.median(np.linalg.norm(x - x.mean(0), axis=1))
         s, centred = np.linalg.svd(new)[1], np.linalg.svd(new - new.mean(0))[1]
-        rank = lambda s: np.exp(-(s / s.sum() * np.log(s / s.sum())).sum())
         wanted = dict(
             norm_new=np.median(np.linalg.norm(new, axis=1)),
             norm_pretrained=np.median(np.linalg.norm(old, axis=1)),
@@ -676,23 +691,18 @@ def test_report_in_words_and_numbers(sids, tmp_path):
         )
         assert {k: getattr(report, prefix + k) for k in wanted} == pytest.approx(wanted, rel=1e-4)
     written = json.loads(write_json(tmp_path / "report.json", report).read_text())
-    assert written["safe"] is True and written["name"] == "as_it_is_for_a_test"
+    assert written["safe"] is True and written["name"] == "as_it_is"
 
 
 def test_an_unsafe_start_warns():
     model = make_extended("tiny-llama")
     loud = torch.eye(14, 32) * 40
 
-    @initializer("loud_for_a_test")
-    def start(context):
+    def loud_start(context):
         return loud
 
-    try:
-        with pytest.warns(UserWarning, match="'loud_for_a_test': new tokens take .* of the probability"):
-            assert not initialize(model, "loud_for_a_test").safe
-    finally:
-        for name in [n for n in INITIALIZERS if n.startswith("loud_for_a_test")]:
-            del INITIALIZERS[name]
+    with pytest.warns(UserWarning, match="'loud_start': new tokens take .* of the probability"):
+        assert not initialize(model, loud_start).safe
     with warnings.catch_warnings(action="error"):
         assert initialize(model, "mean").safe
 

@@ -20,8 +20,7 @@ from gti_nb.grounding.full import FullConfig, ground_full
 from gti_nb.grounding.loss import GroundingLoss, reference_loss
 from gti_nb.grounding.pairs import described_pairs, encode_pairs
 from gti_nb.grounding.stage import GroundingConfig, ground
-from gti_nb.initializers.base import draw_rows
-from gti_nb.initializers.registry import initialize
+from gti_nb.initializers.registry import draw_start, initialize
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.probe.grounding import grounding_quality, pair_questions
 from gti_nb.probe.starts import described_questions, probe
@@ -41,13 +40,13 @@ def test_pairs_of_text_and_tokens(tmp_path):
     model = ExtendedModel.extend(*load_base("tiny-llama-untied"), PAIRS)
     assert model.token_names == ["<calculator>", "<units>", "<calendar>"] and model.sids is None
     assert model.pairs == [("adds and multiplies", [0]), ("turns 3 feet into metres", [0, 1]), ("the days", [2])]
-    for rows, old in zip(draw_rows(model, "text_mean"), (model.pretrained_rows, model.pretrained_head_rows), strict=True):
+    for rows, old in zip(draw_start(model, "text_mean"), (model.pretrained_rows, model.pretrained_head_rows), strict=True):
         phi = [old[model.tokenizer.encode(text, add_special_tokens=False)].mean(0) for text, _ in PAIRS]
         for row, wanted in zip(rows, ((phi[0] + phi[1]) / 2, phi[1], phi[2]), strict=True):
             assert torch.allclose(row, wanted, atol=1e-6)
     again = ExtendedModel.load(model.save(tmp_path / "model"))
     assert again.pairs == model.pairs and again.token_names == model.token_names
-    assert all(torch.equal(a, b) for a, b in zip(draw_rows(again, "ctfidf"), draw_rows(model, "ctfidf"), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(draw_start(again, "ctfidf"), draw_start(model, "ctfidf"), strict=True))
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded"])
@@ -117,7 +116,7 @@ def test_a_refused_start_leaves_the_model_alone(base, init, given):
     assert torch.equal(old_logits(extended.model), before)
     assert all(torch.equal(p, row) for p, row in zip(extended.new_parameters(), rows, strict=True))
     initialize(extended, "text_mean", dataset=load_dataset("toy"))
-    assert torch.equal(extended.new_rows, draw_rows(extended, "text_mean", load_dataset("toy"))[0])
+    assert torch.equal(extended.new_rows, draw_start(extended, "text_mean", dataset=load_dataset("toy"))[0])
 
 
 def test_names_that_hold_each_other():
@@ -203,7 +202,7 @@ def test_damaged_files_of_rows(tmp_path):
     ):
         (tmp_path / "bad.safetensors").write_bytes(data)
         with pytest.raises(GTIError, match=message):
-            draw_rows(model, "from_checkpoint", checkpoint=tmp_path / "bad.safetensors")
+            draw_start(model, "from_checkpoint", checkpoint=tmp_path / "bad.safetensors")
     save_file(load_file(tmp_path / "rows.safetensors"), tmp_path / "bare.safetensors")
     with pytest.raises(GTIError, match="its token_names are not this model's"):
         model.load_rows(tmp_path / "bare.safetensors")
@@ -215,7 +214,7 @@ def test_damaged_files_of_rows(tmp_path):
             model.load_rows(missing)
     model.new_rows.data[1, 3] = float("inf")
     with pytest.raises(GTIError, match="NaN or Inf"):
-        draw_rows(noisy("tiny-llama", SIDS), "from_checkpoint", checkpoint=model.save_rows(tmp_path / "inf.safetensors"))
+        draw_start(noisy("tiny-llama", SIDS), "from_checkpoint", checkpoint=model.save_rows(tmp_path / "inf.safetensors"))
 
 
 def test_a_file_of_rows_is_small_and_says_what_it_is(tmp_path):

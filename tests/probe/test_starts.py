@@ -12,22 +12,12 @@ from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.figures.initializers import initializer_figure
+from gti_nb.initializers.prior import last_states, text_prompts
 from gti_nb.model.extended import ExtendedModel
-from gti_nb.probe.starts import (
-    Questions,
-    chance,
-    code_scores,
-    compare_initializers,
-    described_questions,
-    hits,
-    item_questions,
-    last_states,
-    probe,
-    sid_ranks,
-    text_prompts,
-    title_hits,
-    title_scores,
-)
+from gti_nb.probe import answers, starts
+from gti_nb.probe.answers import chance, code_scores, probe, sid_ranks, title_hits, title_scores
+from gti_nb.probe.questions import Questions, described_questions, hits, item_questions
+from gti_nb.probe.starts import compare_initializers
 from gti_nb.prompts import GROUNDING, Template, encode_template, fill
 from gti_nb.sid.codes import SemanticIds
 
@@ -38,8 +28,8 @@ TOOLS = {f"<tool_{i}>": f"does thing number {i}" for i in range(6)}
 ASK = Template("query_to_tool", "Which tool does this?\n{text}", "{sid}")
 
 
-def noisy(base, words=SIDS):
-    model = ExtendedModel.extend(*load_base(base), words)
+def noisy(base, new_tokens=SIDS):
+    model = ExtendedModel.extend(*load_base(base), new_tokens)
     for i, p in enumerate(model.new_parameters()):
         torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(i))
     return model
@@ -93,7 +83,7 @@ def test_sid_ranks_against_every_semantic_id(base, questions):
     model = noisy(base)
     prompts, plain = text_prompts(model, questions.texts[:3], TITLE), model.merge()
     found = sid_ranks(model, prompts, questions.rows[:3], beams=40)
-    for prompt, row, rank in zip(prompts, questions.rows, found.tolist()):
+    for prompt, row, rank in zip(prompts, questions.rows, found.tolist(), strict=True):
         scores = {}
         for ids in model.token_ids.unique(dim=0).tolist():
             logp = plain_logp(plain, prompt + ids)
@@ -101,11 +91,11 @@ def test_sid_ranks_against_every_semantic_id(base, questions):
         right = tuple((row + model.n_pretrained).tolist())
         assert rank == 1 + sum(s > scores[right] for s in scores.values())
     narrow = sid_ranks(model, prompts, questions.rows[:3], beams=2)
-    assert all(n == w or n == float("inf") for n, w in zip(narrow.tolist(), found.tolist()))
+    assert all(n == w or n == float("inf") for n, w in zip(narrow.tolist(), found.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_title_scores_against_one_pass_a_pair(base, questions):
+def test_title_scores_against_one_pass_per_pair(base, questions):
     model = noisy(base)
     scores = title_scores(model, questions.rows[:3], questions.titles[:5], batch_size=2)
     prompt, plain = encode_template(model.tokenizer, GROUNDING["sid_to_title"]), model.merge()
@@ -137,10 +127,8 @@ def test_rows_that_know_the_answer_are_found_out(base):
     assert probe(model, questions, ASK, tell=None, ks=(1,))["code@1"] == 0
 
 
-def test_title_hits_find_what_the_rows_say(dataset):
+def test_title_hits_find_what_the_rows_say(monkeypatch):
     "Scores are replaced by planted ones: the groups, the lift and the last group are counted right."
-    import gti_nb.probe.starts as module
-
     n, asked = 25, []
     questions = Questions([f"t{i}" for i in range(n)], torch.arange(n)[:, None], [f"title {i}" for i in range(n)])
     prior = torch.arange(n).double() * 10  # later titles are likelier whatever is read
@@ -150,11 +138,8 @@ def test_title_hits_find_what_the_rows_say(dataset):
         columns = torch.tensor([int(t.split()[1]) for t in titles])
         return prior[columns][None] + (rows == columns[None]).double()
 
-    original, module.title_scores = module.title_scores, planted
-    try:
-        plain, lift, guess = title_hits(None, questions, among=20)
-    finally:
-        module.title_scores = original
+    monkeypatch.setattr(answers, "title_scores", planted)
+    plain, lift, guess = title_hits(None, questions, among=20)
     assert asked == [list(range(20)), list(range(5, 25))] and guess == pytest.approx(1 / 20)
     assert lift.tolist() == [1] * n and plain.tolist() == [float(i in (19, 24)) for i in range(n)]
 
@@ -205,7 +190,10 @@ def test_comparing_leaves_the_model_alone(dataset, questions, monkeypatch):
         table = compare_initializers(
             model, ["mean", "normal", "text_mean+centred_scale"], questions, dataset=dataset, ks=(1, 4), among=6, progress=False
         )
-    same = lambda: all(torch.equal(p, q) for p, q in zip(model.new_parameters(), before))
+
+    def same():
+        return all(torch.equal(p, q) for p, q in zip(model.new_parameters(), before, strict=True))
+
     assert same() and list(table.index) == ["mean", "normal", "text_mean+centred_scale", "chance"]
     assert {
         "p_new",
@@ -229,12 +217,11 @@ def test_comparing_leaves_the_model_alone(dataset, questions, monkeypatch):
     ):
         with pytest.raises(GTIError, match=message):
             compare_initializers(model, names, questions, progress=False, **given)
-    import gti_nb.probe.starts as module
 
     def broken(*args):
         raise RuntimeError("stopped in the middle")
 
-    monkeypatch.setattr(module, "probe", broken)
+    monkeypatch.setattr(starts, "probe", broken)
     with pytest.raises(RuntimeError):
         compare_initializers(model, ["normal"], questions, dataset=dataset, progress=False)
     assert same()
