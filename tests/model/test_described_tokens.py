@@ -22,8 +22,9 @@ from gti_nb.grounding.pairs import described_pairs, encode_pairs
 from gti_nb.grounding.stage import GroundingConfig, ground
 from gti_nb.initializers.registry import draw_start, initialize
 from gti_nb.model.extended import ExtendedModel
+from gti_nb.probe.answers import probe
 from gti_nb.probe.grounding import grounding_quality, pair_questions
-from gti_nb.probe.starts import described_questions, probe
+from gti_nb.probe.questions import described_questions
 from gti_nb.prompts import Template
 from gti_nb.sid.codes import SemanticIds
 

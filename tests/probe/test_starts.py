@@ -83,7 +83,7 @@ def test_sid_ranks_against_every_semantic_id(base, questions):
     model = noisy(base)
     prompts, plain = text_prompts(model, questions.texts[:3], TITLE), model.merge()
     found = sid_ranks(model, prompts, questions.rows[:3], beams=40)
-    for prompt, row, rank in zip(prompts, questions.rows, found.tolist(), strict=True):
+    for prompt, row, rank in zip(prompts, questions.rows[:3], found.tolist(), strict=True):
         scores = {}
         for ids in model.token_ids.unique(dim=0).tolist():
             logp = plain_logp(plain, prompt + ids)
