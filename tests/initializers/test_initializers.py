@@ -38,7 +38,7 @@ SUFFIXED = [
     "text_mean+equal_prior",
     "procrustes+centred_scale+equal_prior+level_offset",
 ]
-NAMES = STATISTICAL + INFORMED
+NAMES = [name for name in INITIALIZERS if name != "from_checkpoint"]
 BASES = ["tiny-llama", "tiny-llama-untied", "tiny-qwen3-padded", "tiny-gpt2", "tiny-gpt2-untied-padded"]
 BIASED = ["tiny-llama-biased", "tiny-llama-untied-biased"]
 PROMPTS = ("The river is", "A film about love and war")
@@ -120,8 +120,8 @@ def phi_of(model: ExtendedModel, E: np.ndarray, texts) -> np.ndarray:
 
 
 def test_the_registry_has_them_all():
-    assert set(NAMES) | {"from_checkpoint"} == set(INITIALIZERS)
-    assert set(SUFFIXES) == {"centred_scale", "equal_prior", "level_offset"}
+    assert {*STATISTICAL, *INFORMED, "from_checkpoint"} <= set(INITIALIZERS)
+    assert set(SUFFIXES) >= {"centred_scale", "equal_prior", "level_offset"}
     for name in NAMES:
         assert find_initializer(name) == (INITIALIZERS[name], [])
         assert find_initializer(f"{name}+centred_scale+level_offset")[1] == [SUFFIXES["centred_scale"], SUFFIXES["level_offset"]]
