@@ -79,7 +79,10 @@ def test_metadata_is_the_same_in_both_files(project, settings):
 
 def test_every_installed_requirement_is_pinned(project, root):
     pins = dict(line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
-    normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+
+    def normal(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
     pinned = {normal(name): version for name, version in pins.items()}
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
         name = normal(re.match(r"[A-Za-z0-9._-]+", requirement)[0])

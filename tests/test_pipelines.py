@@ -49,14 +49,19 @@ def test_it_ends_with_a_table_and_the_report(done):
     assert set(runs(folder).status) == {"finished"}
 
 
+def rows(folder, stage):
+    "The new rows that a training kept after a stage."
+    return safe_open(folder / "rows" / f"{stage}.safetensors", "np").get_tensor("rows")
+
+
 def test_a_training_keeps_everything(done):
     for arm, stages in [("mean", ["init", "sft"]), ("gti", ["init", "grounding", "sft"])]:
         run = of(done[0], "train", arm)
         for stage in stages:
             with safe_open(run.folder / "rows" / f"{stage}.safetensors", "np") as f:
-                rows = f.get_tensor("rows")
+                new_rows = f.get_tensor("rows")
                 names = json.loads(f.metadata()["token_names"])
-            assert len(rows) == len(names) and np.isfinite(rows).all() and names[0] == "<a_0>"
+            assert len(new_rows) == len(names) and np.isfinite(new_rows).all() and names[0] == "<a_0>"
         assert sorted(p.stem for p in (run.folder / "rows").iterdir()) == sorted(stages)
         losses = pd.DataFrame(json.loads((run.folder / "losses.json").read_text()))
         assert losses.groupby("stage").step.nunique().to_dict() == ({"sft": 6} if arm == "mean" else {"grounding": 4, "sft": 6})
@@ -77,8 +82,8 @@ def test_arms_share_data_and_start(done):
         and mean.record["hashes"]["sids"] == gti.record["hashes"]["sids"]
         and mean.record["hashes"]["pretrained_rows"] != ""
     )
-    rows = lambda run, stage: safe_open(run.folder / "rows" / f"{stage}.safetensors", "np").get_tensor("rows")
-    assert (rows(mean, "init") == rows(gti, "init")).all() and not (rows(gti, "init") == rows(gti, "grounding")).all()
+    start, same_start, grounded = rows(mean.folder, "init"), rows(gti.folder, "init"), rows(gti.folder, "grounding")
+    assert (start == same_start).all() and not (same_start == grounded).all()
 
 
 def test_the_report_holds_tables_and_live_figures(done):
@@ -256,7 +261,7 @@ def test_settings_that_do_not_fit_are_refused_before_any_training(tmp_path, sett
         "run",
         "train",
         *TINY,
-        *(x for name, value in zip(settings[::2], settings[1::2]) for x in ("-p", name, value)),
+        *(x for name, value in zip(settings[::2], settings[1::2], strict=True) for x in ("-p", name, value)),
         "-p",
         "grounding_steps",
         3,
@@ -268,7 +273,6 @@ def test_settings_that_do_not_fit_are_refused_before_any_training(tmp_path, sett
 
 
 def test_a_killed_training_goes_on_where_it_was(tmp_path):
-    rows = lambda folder: safe_open(folder / "rows" / "sft.safetensors", "np").get_tensor("rows")
     words = ["run", "train", *TINY, "-p", "grounding_steps", 4, "-p", "sft_steps", 60, "-p", "save_steps", 5, "--out-dir"]
     one_thread = dict(os.environ, OMP_NUM_THREADS="1")
     whole = subprocess.run([str(BIN / "gti"), *map(str, words), str(tmp_path / "whole")], capture_output=True, text=True, env=one_thread)
@@ -288,7 +292,7 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path):
     again = subprocess.run([str(BIN / "gti"), *map(str, words), str(tmp_path / "killed")], capture_output=True, text=True, env=one_thread)
     assert again.returncode == 0, again.stderr[-2000:]
     resumed, uninterrupted = ArmResult.load(tmp_path / "killed"), ArmResult.load(tmp_path / "whole")
-    assert (rows(tmp_path / "whole") == rows(tmp_path / "killed")).all() and resumed.metrics == uninterrupted.metrics
+    assert (rows(tmp_path / "whole", "sft") == rows(tmp_path / "killed", "sft")).all() and resumed.metrics == uninterrupted.metrics
     assert resumed.resumed and not uninterrupted.resumed
 
 
@@ -328,9 +332,8 @@ def test_quantizers_are_ranked_and_kept(tmp_path):
     out, labels = tmp_path / "out", ["random", "rqkmeans", "rqvae hidden=[16] latent=4 epochs=4"]
     ranking, seeds, levels = (pd.read_csv(out / f"{n}.csv") for n in ("ranking", "seeds", "levels"))
     assert sorted(ranking.quantizer) == labels and ranking["rank"].tolist() == [1, 2, 3] and ranking.neighbours.is_monotonic_decreasing
-    assert sorted(zip(seeds.quantizer, seeds.seed)) == [(label, seed) for label in labels for seed in (0, 1)] and sorted(
-        zip(levels.quantizer, levels.level)
-    ) == [(label, level) for label in labels for level in "ab"]
+    assert sorted(zip(seeds.quantizer, seeds.seed, strict=True)) == [(label, seed) for label in labels for seed in (0, 1)]
+    assert sorted(zip(levels.quantizer, levels.level, strict=True)) == [(label, level) for label in labels for level in "ab"]
     for row in ranking.itertuples():
         assert row.neighbours == pytest.approx(seeds[seeds.quantizer == row.quantizer].neighbours.mean())
     assert {"ranking", "residual", "tree", "training-1"} == {p.stem for p in (out / "figures").glob("*.html")}

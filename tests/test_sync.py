@@ -62,7 +62,10 @@ def test_changes_nothing(copy, step):
     assert changed_by(copy, *COMMANDS[step]) == [], "out of date: run `make clean` and look at the differences"
 
 
-@pytest.mark.parametrize("step, file", [("export", "gti_nb/core/files.py"), ("clean", "nbs/00_core/03_files.ipynb"), ("pages", "README.md"), ("pages", "docs/rooms.md")])
+PLANTED = [("export", "gti_nb/core/files.py"), ("clean", "nbs/00_core/03_files.ipynb"), ("pages", "README.md"), ("pages", "docs/rooms.md")]
+
+
+@pytest.mark.parametrize("step, file", PLANTED)
 def test_the_check_sees_a_change(copy, step, file):
     if step == "clean":
         nb = json.loads((copy / file).read_text())

@@ -271,8 +271,8 @@ def test_comparison_against_single_fits():
     )
     assert len(frame) == 6 and frame.groupby("quantizer").seed.apply(list).map(tuple).unique().tolist() == [(0, 5)]
     again, _ = compare_quantizers(vectors, plan_comparison(choices[::-1], levels=2, codes=6, seeds=[5, 0]))
-    same = lambda f: f.sort_values(["quantizer", "seed"]).neighbours.tolist()
-    assert same(frame) == same(again)
+    order = ["quantizer", "seed"]
+    assert frame.sort_values(order).neighbours.tolist() == again.sort_values(order).neighbours.tolist()
     ranked = rank_quantizers(frame)
     assert ranked.index[-1] == "random" and ranked.neighbours.is_monotonic_decreasing and ranked["rank"].tolist() == [1, 2, 3]
     part = frame[frame.quantizer == "rqkmeans"]

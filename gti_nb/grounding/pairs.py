@@ -16,7 +16,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from ..core import GTIError, check_choice, check_int, check_range
-from ..data.dataset import RecDataset
+from ..data.catalogue import Catalogue
 from ..model.extended import ExtendedModel
 from ..prompts import GROUNDING, Template, encode_template, fill
 from ..sid.codes import SemanticIds
@@ -63,7 +63,7 @@ def _check_templates(names: Sequence[str], wordings: int) -> list[Template]:
 
 
 def grounding_pairs(
-    dataset: RecDataset,  # items with their texts
+    dataset: Catalogue,  # items with their texts
     sids: SemanticIds,  # of the same items
     templates: Sequence[str] = ("text_to_sid", "sid_to_title"),  # names in `GROUNDING`; `tuple(GROUNDING)` are the paper's six
     wordings: int = 1,  # wordings of a template to use, 1 to 3; every item has one of them, drawn by the seed

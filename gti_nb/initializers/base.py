@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import GTIError
-from ..data.dataset import RecDataset
+from ..data.catalogue import Catalogue
 from ..model.extended import ExtendedModel
 from ..model.rows import trained_rows
 from ..prompts import GROUNDING, Template
@@ -42,7 +42,7 @@ class WordVectors:
 class InitInputs:
     "What initializers may read besides the model. A field can keep its default until an initializer asks for it."
 
-    dataset: RecDataset | None = None  # texts of the items that the semantic IDs stand for
+    dataset: Catalogue | None = None  # texts of the items that the semantic IDs stand for
     vectors: torch.Tensor | None = None  # item vectors [n_items, d_text] that the semantic IDs were made from, or one per description
     words: WordVectors | None = None  # for `focus` and `wechsel`; None encodes 20,000 words of the vocabulary
     encoder: str | Path = "all-minilm-l6-v2"  # encodes words and descriptions that come without vectors: the encoder of `vectors`

@@ -15,7 +15,7 @@ import torch
 from fastcore.meta import delegates
 
 from ..core import GTIError, check_choice
-from ..data.dataset import RecDataset
+from ..data.catalogue import Catalogue
 from .base import InitContext, Initializer, InitInputs, Suffix, WordVectors, draw_rows, start_name
 from .codebook import additive, procrustes, ridge
 from .compose import centred_scale, from_checkpoint, level_offset
@@ -104,7 +104,7 @@ def initialize(
     extended: ExtendedModel,  # changed in place: new rows, and the head's rows and bias where it has its own
     name: str | Initializer = "mean",  # a start by name, such as "ctfidf+equal_prior", or an initializer
     *,
-    dataset: RecDataset | None = None,  # texts of the items, for starts that read them; described tokens need none
+    dataset: Catalogue | None = None,  # texts of the items, for starts that read them; described tokens need none
     vectors: torch.Tensor | None = None,  # what the semantic IDs were made from [n_items, d_text], for ridge and procrustes
     seed: int = 0,  # equal seeds give equal rows, on every device
     words: WordVectors | None = None,  # for focus and wechsel: encoded words of the vocabulary; None encodes 20,000 of them

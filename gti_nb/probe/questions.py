@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..core import GTIError
-from ..data.dataset import RecDataset
+from ..data.catalogue import Catalogue
 from ..model.extended import ExtendedModel
 from ..sid.codes import SemanticIds
 
@@ -45,7 +45,7 @@ def distinct_titles(
 
 # %% ../../nbs/14_probe/00_questions.ipynb #ee372431
 def item_questions(
-    dataset: RecDataset,
+    dataset: Catalogue,
     sids: SemanticIds,  # of its items
     n: int = 64,  # items drawn; all when there are fewer
     seed: int = 0,  # of the draw

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ..core import progress as progress_bar
-from ..data.dataset import RecDataset
+from ..data.catalogue import Catalogue
 from ..initializers.base import WordVectors
 from ..initializers.lexical import word_vectors
 from ..initializers.prior import last_states, text_prompts
@@ -56,7 +56,7 @@ def compare_initializers(
     names: Sequence[str] | None,  # of starts; None: all initializers without a suffix, `from_checkpoint` if there is a checkpoint
     questions: Questions,
     *,
-    dataset: RecDataset | None = None,  # this and the next five are what the starts need, as `initialize` takes them
+    dataset: Catalogue | None = None,  # this and the next five are what the starts need, as `initialize` takes them
     vectors: torch.Tensor | None = None,  # item vectors [n_items, d_text]
     words: WordVectors | None = None,  # encoded once for all starts when None
     encoder: str | Path = "all-minilm-l6-v2",  # of words and descriptions

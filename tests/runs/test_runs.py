@@ -49,9 +49,11 @@ def sleeper(folder):
 
 def started(folder, pipeline, **options):
     "`gti run` in a process of its own, past the notebook's first cells."
-    listen = lambda: signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # a job in the background of a script is started deaf to Ctrl-C, and its children with it
+
+    def listen():
+        "A background job of a script is started deaf to Ctrl-C, and its children with it."
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
         [*GTI, "run", str(pipeline), "--out-dir", str(folder)], stderr=subprocess.PIPE, text=True, preexec_fn=listen, **options
     )
@@ -133,7 +135,8 @@ def test_a_failed_run_is_kept_aside(tmp_path):
 def test_checkpoints_go_on_to_the_next_attempt_at_the_same_run(tmp_path):
     path = notebook(
         tmp_path,
-        "from pathlib import Path; kept = Path(out_dir)/'checkpoints'; kept.mkdir(exist_ok=True); (kept/str(len(list(kept.iterdir())))).touch()",
+        "from pathlib import Path; kept = Path(out_dir)/'checkpoints'; kept.mkdir(exist_ok=True)\n"
+        "(kept/str(len(list(kept.iterdir())))).touch()",
         "assert (kept/'1').exists()",
     )
     with pytest.raises(GTIError, match="AssertionError"):
@@ -178,7 +181,8 @@ def test_a_killed_run_shows_as_crashed(tmp_path):
 def test_progress_goes_to_the_terminal_and_not_into_the_notebook(tmp_path):
     path = notebook(
         tmp_path,
-        "from gti_nb.core import progress\nimport time\nbar = progress(total=4, desc='ground')\nfor i in range(4): bar.set_postfix(loss='2.5'); bar.update(1); time.sleep(.8)\nbar.close()",
+        "from gti_nb.core import progress\nimport time\nbar = progress(total=4, desc='grounding')\n"
+        "for i in range(4): bar.set_postfix(loss='2.5'); bar.update(1); time.sleep(.8)\nbar.close()",
     )
     terminal, end = pty.openpty()
     process = subprocess.Popen([*GTI, "run", str(path), "--out-dir", str(tmp_path / "out")], stderr=end)
@@ -190,8 +194,8 @@ def test_progress_goes_to_the_terminal_and_not_into_the_notebook(tmp_path):
     except OSError:
         pass  # how a terminal says that nobody writes to it any more
     assert process.wait() == 0
-    live = [l for l in said.decode().split("\r\033[K") if "ground" in l]
-    assert any("/4" in l and "loss=2.5" in l and "left" in l for l in live) and b"finished in" in said
+    live = [line for line in said.decode().split("\r\033[K") if "grounding" in line]
+    assert any("/4" in line and "loss=2.5" in line and "left" in line for line in live) and b"finished in" in said
     assert outputs(tmp_path / "out" / "job.ipynb") == []
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["job.ipynb", "parameters.json", "run.json"]
 
@@ -225,7 +229,10 @@ def test_damaged_records_do_not_hide_the_others(tmp_path):
 
 
 def test_the_lock_ends_with_its_process(tmp_path):
-    code = f"from gti_nb.runs.folder import lock_folder; import time\nwith lock_folder({str(tmp_path / 'run')!r}): print('held', flush=True); time.sleep(600)"
+    code = (
+        "from gti_nb.runs.folder import lock_folder; import time\n"
+        f"with lock_folder({str(tmp_path / 'run')!r}): print('held', flush=True); time.sleep(600)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(GTIError, match=f"pid {holder.pid}"):
