@@ -75,3 +75,13 @@ def test_the_check_sees_a_change(copy, step, file):
         with (copy / file).open("a") as f:
             f.write("\n# edited by hand\n")
     assert file in changed_by(copy, *COMMANDS[step])
+
+
+def test_no_notebook_carries_widget_state_or_an_error(root):
+    for path in project_files(root):
+        if path.suffix == ".ipynb":
+            nb = json.loads((root / path).read_text())
+            assert "widgets" not in nb["metadata"], path
+            outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
+            assert not [o for o in outputs if o["output_type"] == "error"], path
+            assert (root / path).stat().st_size < 1_000_000, path
