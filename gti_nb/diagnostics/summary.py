@@ -117,7 +117,8 @@ def diagnose(
     seed: int = 0,  # for the samples
 ) -> Diagnostics:
     "Spectral and geometric measures of the rows, of as many pretrained rows and of Gaussian rows, with RSA per level."
-    x, reference = check_rows(_numpy(rows)), _numpy(reference_rows)
+    x = check_rows(_numpy(rows))
+    reference = _numpy(reference_rows)
     _check_inputs(x, reference, sids)
     rng = np.random.default_rng(seed)
     spread = median_spread(reference)
@@ -127,14 +128,18 @@ def diagnose(
     pretrained = check_rows(sample, "reference_rows")
     gaussian = rng.normal(size=x.shape) * np.sqrt(np.square(pretrained).mean())
     numbers: dict[str, float] = {"n": len(x), "d": x.shape[1], "n_pretrained": len(pretrained), "n_random": len(x)}
-    arrays, reasons = _cosine_arrays(x, pretrained, rng), {}
+    arrays = _cosine_arrays(x, pretrained, rng)
+    reasons: dict[str, str] = {}
     for suffix, y in {"": x, "_pretrained": pretrained, "_random": gaussian}.items():
         found, spectra = _measures(y, spread)
         numbers |= {name + suffix: value for name, value in found.items()}
         arrays |= {name + suffix: value for name, value in spectra.items()}
         reasons |= {name + suffix: _why(y) for name, value in found.items() if np.isnan(value)}
-    found, why = ({}, {}) if sids is None else _rsa_by_level(x, sids, seed)
-    return Diagnostics(numbers | found, arrays, reasons | why)
+    if sids is not None:
+        found, why = _rsa_by_level(x, sids, seed)
+        numbers |= found
+        reasons |= why
+    return Diagnostics(numbers, arrays, reasons)
 
 # %% ../../nbs/02_diagnostics/02_summary.ipynb #cc55e718
 def save_diagnostics(

@@ -72,7 +72,7 @@ def add(
         write_atomic(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
     except (GTIError, OSError) as e:
         self.folder = None
-        print(f"vectors are not kept for the next time: {e}")
+        print(f"vectors are not cached and will be computed again next time: {e}")
         return False
     return True
 

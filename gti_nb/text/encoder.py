@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/04_text/02_encoder.ipynb #dc6ff4d7
 @lru_cache(maxsize=8)
 def _files_hash(files: tuple) -> str:
-    "Hash of the files' names and contents; size and time of change, the last entries, only tell when to hash again."
+    "Hash of the files' names and contents; the last entries, size and time of change, only decide when to hash again."
     return content_hash([(name, file_hash(path)) for name, path, *_ in files])
 
 

@@ -82,7 +82,7 @@ def reduce(
     variance = torch.from_numpy(pca.explained_variance_.copy())  # [dim]
     rank = int((variance > 1e-10 * variance[0]).sum())
     if whiten and rank < dim:
-        raise GTIError(f"dim: got {dim}, but the vectors vary in {rank} directions only; allowed with whiten: 1 to {rank}")
+        raise GTIError(f"dim: got {dim}, but the rank of the centred vectors is {rank}; allowed with whiten: 1 to {rank}")
     scaled = matrix / variance.sqrt() if whiten else matrix
     mapping = LinearMap(torch.from_numpy(pca.mean_).float(), scaled.float())
     return mapping(x), mapping

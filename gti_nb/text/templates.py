@@ -34,8 +34,9 @@ def item_texts(
     dataset: Catalogue,  # a `RecDataset` or `QueryDataset`; its `items` have title, description and categories
     template: str = "title+description+categories",  # a name of `TEMPLATES`, or a format string with {title}, {description}, {categories}
 ) -> list[str]:  # one line per item, in row order; the default template gives `dataset.texts()`
-    "Write every item as one text: sentences for a named template, else the format string filled in."
-    if not isinstance(template, str) or not {"{", "}"} & set(template):
+    "One text per item: its columns as sentences for a named template, else the format string filled in."
+    is_format = isinstance(template, str) and ("{" in template or "}" in template)
+    if not is_format:
         columns = TEMPLATES[check_choice("template", template, TEMPLATES)]
         return [one_line(parts) for parts in zip(*(dataset.items[c].tolist() for c in columns), strict=True)]
     _check_format(template)

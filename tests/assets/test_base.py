@@ -17,7 +17,7 @@ def test_hub_id_without_network(monkeypatch, tmp_path):
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(GTIError, match="some-org/some-model: not a local path, and the hub did not give it"):
+    with pytest.raises(GTIError, match="some-org/some-model: not a local path, and the hub did not provide it"):
         load_base("some-org/some-model")
 
 

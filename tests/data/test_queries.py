@@ -182,7 +182,7 @@ def test_the_same_words_in_two_parts_are_a_leak(part, earlier):
     load_queries(items=ITEMS, queries=queries, qrels=QRELS).check()
     a, b = queries.index[queries.split == earlier][0], queries.index[queries.split == part][1]
     queries.loc[b, "query"] = "  " + queries.loc[a, "query"].upper()
-    with pytest.raises(GTIError, match=f"words of a {part} query in train.*: 1 of 34, first query {queries.query_id[b]!r}"):
+    with pytest.raises(GTIError, match=f"text of a {part} query in train.*: 1 of 34, first query {queries.query_id[b]!r}"):
         load_queries(items=ITEMS, queries=queries, qrels=QRELS).check()
     load_queries(items=ITEMS, queries=queries, qrels=QRELS, columns={"split": None}).check()
 

@@ -46,7 +46,7 @@ def test_every_layout_is_recognised_beside_foreign_files_and_no_two_at_once(tmp_
         assert len(read_source(tmp_path / name)[1])
     lay(tmp_path / "a", folders["h"])
     both = r"tables \(items.csv \+ interactions.csv\); MovieLens latest, 25M \(movies.csv \+ ratings.csv\)"
-    with pytest.raises(GTIError, match=f"2 data sets in it: {both}; leave the files of one"):
+    with pytest.raises(GTIError, match=f"2 data sets in it: {both}; keep the files of only one"):
         read_source(tmp_path / "a")
     lay(tmp_path / "e", {"reviews_B.json.gz": REVIEWS})
     both = r"Amazon 2014 \(meta_B.json.gz \+ reviews_B.json.gz\); Amazon 2014 \(meta_B.json.gz \+ reviews_B_5.json.gz\)"
@@ -58,7 +58,7 @@ def test_a_folder_that_is_not_recognised_says_what_it_holds_and_what_would_be(tm
     lay(tmp_path, {"items.csv": "item_id,title\n1,A\n", "sub/x": "", **{f"f{i:02}.txt": "" for i in range(20)}})
     with pytest.raises(GTIError) as e:
         read_source(tmp_path)
-    assert "no data set recognised; it holds: f00.txt, f01.txt" in str(e.value) and "and 10 more; recognised are:" in str(e.value)
+    assert "no data set recognised; it holds: f00.txt, f01.txt" in str(e.value) and "and 10 more; known layouts:" in str(e.value)
     assert all(layout.items in str(e.value) and layout.interactions in str(e.value) for layout in LAYOUTS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(GTIError, match="it holds: nothing"):

@@ -132,8 +132,8 @@ def spoil_length(s):
         (spoil_history, r"target in history \(test\): 1 of 30, first user 'u04'"),
         (spoil_validation, r"target in history \(validation\): 1 of 30, first user 'u04'"),
         (spoil_event, "same event twice: 1 of 300, first user 'u04'"),
-        (spoil_order, "test before train: 9 of 270, first user 'u04'"),
-        (spoil_last_time, "test before train: 1 of 270, first user 'u04'"),
+        (spoil_order, "out of time order: 9 of 270, first user 'u04'"),
+        (spoil_last_time, "out of time order: 1 of 270, first user 'u04'"),
         (spoil_train, r"target in history \(validation|test\)"),
         (spoil_length, "1 users have a different number of times than of items, first user index 4"),
     ],
@@ -162,7 +162,7 @@ def test_times_of_a_handmade_data_set_are_checked():
     times = [t.copy() for t in toy.timestamps]
     times[7][[3, 4]] = times[7][[4, 3]]
     wrong = RecDataset(toy.items, toy.sequences, toy.user_ids, times)
-    with pytest.raises(GTIError, match="test before train: 1 of 270, first user 'u07'"):
+    with pytest.raises(GTIError, match="out of time order: 1 of 270, first user 'u07'"):
         wrong.leave_one_out().check()
     with pytest.raises(GTIError, match="user 'u07' are not in time order"):
         wrong.global_time()
@@ -178,7 +178,7 @@ def test_what_needs_times_says_so_without_them():
         "target in history (validation)": False,
         "target in history (test)": False,
         "same event twice": False,
-        "test before train": True,
+        "out of time order": True,
         "target at the time of the event before it": True,
     }
 

@@ -121,7 +121,7 @@ def test_the_line_in_other_formats(tmp_path):
     with pytest.raises(GTIError, match=r"e\.jsonl: line 1 is not valid JSON"):
         read_table(tmp_path / "e.jsonl")
     EVENTS.assign(item_id=["a", None, None]).to_parquet(tmp_path / "e.parquet")
-    with pytest.raises(GTIError, match=r"e\.parquet, column 'item_id': row 2 has no id \(and 1 more\)"):
+    with pytest.raises(GTIError, match=r"e\.parquet, column 'item_id': row 2 has no id \(and 1 more row\)"):
         read_pair(ITEMS, tmp_path / "e.parquet")
     write(EVENTS.assign(timestamp=["1", "2", "never"]), tmp_path / "e.inter")
     with pytest.raises(GTIError, match=r"e\.inter, column 'timestamp': row 3 \(line 4\) is 'never'"):
@@ -205,7 +205,7 @@ def test_ids():
     with pytest.raises(GTIError, match="column 'item_id': row 2 holds several values, expected an id"):
         ids("a", ["b"], "c")
     for missing in (None, float("nan"), "", " \t", pd.NA):
-        with pytest.raises(GTIError, match=r"row 2 has no id \(and 1 more\)"):
+        with pytest.raises(GTIError, match=r"row 2 has no id \(and 1 more row\)"):
             ids("a", missing, "c", missing)
 
 

@@ -51,7 +51,7 @@ def test_a_map_on_disk(tmp_path):
         (data(), 2.5, False, "got 2.5"),
         (data()[0], 1, False, "shape \\(12,\\)"),
         (data().index_fill(0, torch.tensor(7), float("nan")), 2, False, "infinity in row 7"),
-        (data()[:, [0, 0, 1]], 3, True, "vary in 2 directions only"),
+        (data()[:, [0, 0, 1]], 3, True, "rank of the centred vectors is 2"),
         (torch.ones(9, 3), 1, False, "all 9 are equal"),
     ],
 )
