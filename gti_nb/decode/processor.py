@@ -47,7 +47,7 @@ class SidLogitsProcessor(LogitsProcessor):
         input_ids: Tensor,  # int64 [rows, tokens so far]
         scores: Tensor,  # [rows, V]
     ) -> Any:  # a Tensor [rows, V]; Any, since transformers' stub asks for a FloatTensor, which no operation on tensors returns
-        "Set the score of every token that no item continues with to -inf."
+        "Set the score of every token that leads to no item to -inf."
         written, levels = input_ids[:, self.prompt_tokens :], self.trie.levels
         if input_ids.shape[1] < self.prompt_tokens:
             raise GTIError(f"prompt_tokens: got {self.prompt_tokens}, but there are {input_ids.shape[1]} tokens; give input_ids.shape[1]")

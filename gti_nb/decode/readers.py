@@ -112,7 +112,7 @@ class Reader:
         self,
         level: int,  # of the codes that are scored: 1 .. L-1
         ids: Tensor,  # token id of the code that each beam adds [B, W]
-        parents: Tensor,  # for each beam, its parent's place among the beams fed before [B, W]
+        parents: Tensor,  # for each beam, its parent's place among the beams of the call before [B, W]
     ) -> Tensor:  # scores of the next codes [B, W, K_level]
         "Read one more code per beam."
         raise NotImplementedError
@@ -140,7 +140,9 @@ def batches(
 ) -> list[list[int]]:  # row numbers of the prompts
     "The prompts in batches, the longest first."
     order = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
-    groups = [list(g) for _, g in groupby(order, key=lambda i: len(self.prompts[i]))] if self.same_length else [order]
+    groups = [order]
+    if self.same_length:
+        groups = [list(g) for _, g in groupby(order, key=lambda i: len(self.prompts[i]))]
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 # %% ../../nbs/12_decode/01_readers.ipynb #0e23b9a9
@@ -155,7 +157,7 @@ def _tree_mask(real: Tensor, path: Tensor, n_slots: int, dtype: torch.dtype) -> 
 def shared_length(
     prompts: list[list[int]],  # token ids
 ) -> int:
-    "The number of first tokens that all prompts have in common, leaving each prompt at least one of its own."
+    "The length of the longest common prefix that leaves each prompt at least one token of its own."
     if not prompts:
         return 0
     first, last = min(prompts), max(prompts)

@@ -99,7 +99,7 @@ def rank_all(
 
 # %% ../../nbs/12_decode/04_scores.ipynb #e935f5e9
 def _share(same: Tensor, a: Tensor, b: Tensor) -> float:
-    "Mean over users of the share of b's places that agree; where b is empty, an empty list is right."
+    "Mean over users of the share of b's places that agree; where b is empty, an empty list agrees fully."
     listed = (b >= 0).sum(1)
     both_empty = (a < 0).all(1).float()
     return torch.where((b < 0).all(1), both_empty, same / listed.clamp(min=1)).mean().item()

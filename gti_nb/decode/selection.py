@@ -122,8 +122,8 @@ def choose_reader(
         return TreeReader
     if _tested(RowReader, extended, model, trie, length):
         warnings.warn(
-            f"{name}: tree attention is not exact for it at {length} tokens, so every beam carries a cache of its own; "
-            "the lists are the same and take more time and memory",
+            f"{name}: tree attention is not exact for it at {length} tokens, so every beam keeps a cache of its own; "
+            "the lists are the same but take more time and memory",
             stacklevel=2,
         )
         return RowReader

@@ -88,7 +88,7 @@ def children(
     level: int,  # of the children: 0 .. L-1
     nodes: Tensor,  # node numbers at `level - 1` [...]; zeros (the root) for level 0
 ) -> tuple[Tensor, Tensor]:  # node numbers at `level` [..., C], ascending, and which of them exist, bool [..., C]
-    "All children of many nodes, C at most per node; places past a node's last child hold a valid number and are masked out."
+    "All children of many nodes, C at most per node; places after a node's last child hold a valid number and are masked out."
     start = trie.first[level][nodes].long()
     end = trie.first[level][nodes + 1].long()
     child = start[..., None] + torch.arange(int((end - start).max()), device=nodes.device)

@@ -36,7 +36,7 @@ def rank_items(
     score: Score,  # scores all items after each history: higher is better, -inf is never listed
     block: int = 256,  # users scored at a time
 ) -> np.ndarray:  # item rows [n_users, width], best first, -1 past the end
-    "The best items of every user by a score; what the user has is left out, unless items repeat in this split."
+    "The best items of every user by a score; items the user has are left out, unless items repeat in this split."
     check_choice("which", which, ["valid", "test"])
     check_int("width", width, 1)
     lists = np.full((split.n_users, width), -1)

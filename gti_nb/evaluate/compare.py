@@ -46,7 +46,7 @@ def _seeds_by_users(frames: list[pd.DataFrame], users: pd.Index, metric: str) ->
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #cf51433f
 def _standard_errors(arm: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
-    "Of the difference of two arms [seeds, users]: by users alone, in all, and the degrees of freedom in all (inf: seeds add nothing)."
+    "Standard errors of a difference of arms [seeds, users], by users alone and by both; degrees of freedom (inf: seeds add nothing)."
     n = arm.shape[1]
     users = (arm.mean(0) - base.mean(0)).var(ddof=1) / n
     both = 0.0

@@ -68,7 +68,8 @@ def _exact_agreement(extended: ExtendedModel, asked: EvaluationSet, config: Eval
     excluded = None if asked.exclude is None else asked.exclude[:n]
     trie = SidTrie(required_sids(extended))
     exact = rank_all(score_all(extended, asked.prompts[:n], trie), trie, config.beams, excluded)
-    return beam_agreement(beam_search(extended, asked.prompts[:n], trie, config.beams, excluded), exact, tuple(widths)).reset_index()
+    found = beam_search(extended, asked.prompts[:n], trie, config.beams, excluded)
+    return beam_agreement(found, exact, tuple(widths)).reset_index()
 
 
 def evaluate(

@@ -120,7 +120,8 @@ def evaluate_model(
     "Search the answers to every prompt and score them."
     queries = asked.kind == "query"
     ks = _list_lengths(beams, queries) if ks is None else tuple(ks)
-    measures = (("recall", "precision", "ndcg") if queries else ("recall", "ndcg")) if measures is None else tuple(measures)
+    usual = ("recall", "precision", "ndcg") if queries else ("recall", "ndcg")
+    measures = usual if measures is None else tuple(measures)
     check_ks(ks, beams)
     for name in measures:
         check_choice("measures", name, MEASURES)

@@ -33,7 +33,7 @@ class SASRecConfig:
     dim: int = 64  # width of item vectors and hidden states; the feed-forward layers are four times as wide
     layers: int = 2  # of self-attention
     heads: int = 2  # of attention; a divisor of `dim`
-    window: int = 50  # the most items it sees, the latest ones
+    window: int = 50  # how many of the latest items it sees, at most
     dropout: float = 0.5  # of embeddings, attention and both halves of a layer
     learning_rate: float = 1e-3  # of Adam
     batch_size: int = 1024  # targets per step, approximately
@@ -54,7 +54,7 @@ class SASRecConfig:
 
 # %% ../../nbs/13_evaluate/05_sasrec.ipynb #a6d09d2e
 def _padded(windows: Sequence[np.ndarray]) -> torch.Tensor:
-    "Windows as rows of one tensor, with zeros behind their ends."
+    "Windows as rows of one tensor, padded with zeros on the right."
     return nn.utils.rnn.pad_sequence([torch.as_tensor(w) for w in windows], batch_first=True)
 
 
@@ -140,7 +140,9 @@ def epoch_batches(
 ) -> list[list[Window]]:  # in random order
     "One epoch in batches of similar lengths."
     pools = _cut(training_windows(sequences, config.window, rng), 16 * config.batch_size)
-    batches = [batch for pool in pools for batch in _cut(sorted(pool, key=lambda w: len(w[0])), config.batch_size)]
+    batches = []
+    for pool in pools:
+        batches += _cut(sorted(pool, key=lambda w: len(w[0])), config.batch_size)
     return [batches[k] for k in rng.permutation(len(batches))]
 
 # %% ../../nbs/13_evaluate/05_sasrec.ipynb #52b80879

@@ -22,7 +22,7 @@ POPULARITY = ("cold", "tail", "middle", "head")
 
 def item_popularity(
     split: Split,  # of a data set
-) -> pd.Categorical:  # one of `POPULARITY` for every item row, in this order
+) -> pd.Categorical:  # one of `POPULARITY` for every item row; ordered from cold to head
     "The class of popularity of each item, from its training interactions."
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=split.n_items)
     held = np.bincount(counts, weights=counts)  # interactions of all items that have this count
@@ -46,7 +46,7 @@ def user_slices(
     users: ArrayLike | None = None,  # indices of the users; None: all that have an item to predict
     lengths: Sequence[int] = (0, 5, 10, 20, 50),  # longest history of each slice but the last, ascending
 ) -> pd.DataFrame:  # one row per user: popularity (of the item to predict) and history, both ordered categories
-    "Which kind of item each user is to be given, and how much is known about the user."
+    "The popularity of each user's held-out item, and the length of the history before it."
     check_choice("which", which, ["valid", "test"])
     if not len(lengths) or lengths[0] < 0 or (np.diff(lengths) <= 0).any():
         raise GTIError(f"lengths: got {list(lengths)}, expected ascending numbers from 0 up")

@@ -66,7 +66,7 @@ def _quantize(extended: ExtendedModel) -> None:
 
     for name, layer in _linear_layers(extended).items():
         if not isinstance(layer, nn.Linear):
-            raise GTIError(f"mode: 'qlora' knows torch.nn.Linear, {name} is a {type(layer).__name__}; take mode='lora'")
+            raise GTIError(f"mode: 'qlora' works on torch.nn.Linear only, but {name} is a {type(layer).__name__}; take mode='lora'")
         small = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
         )

@@ -130,7 +130,7 @@ def example_batches(
     steps: int = 200,  # optimizer steps
     batch_size: int = 8,  # examples per step
     seed: int = 0,  # of everything that is drawn
-    curriculum: float = 0.0,  # share of the steps, the first ones, that only `item2index` and `index2item` get; 0 to below 1
+    curriculum: float = 0.0,  # share of the steps, from the first on, with only `item2index` and `index2item`; 0 to below 1
 ) -> ExampleBatches:  # `[step]` is the list of examples of that step
     "The examples of every step; they depend on the seed alone."
     tasks = list(tasks)

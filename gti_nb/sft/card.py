@@ -79,7 +79,7 @@ def _new_tokens(extended: ExtendedModel) -> str:
 def model_card(
     extended: ExtendedModel,  # the trained model
     *,
-    arm: str,  # how the new rows came to be: "mean", "mean, grounded", ...
+    arm: str,  # how the new rows were made: "mean", "mean, grounded", ...
     data: str,  # name of the training data
     metrics: Mapping[str, float] | None = None,  # name -> value on the test items
     settings: Mapping | object | None = None,  # of the training: a dict, or settings such as `SFTConfig`
@@ -140,4 +140,4 @@ def push_model(
         return str(HfApi().upload_folder(folder_path=folder, repo_id=repo_id))
     except Exception as e:  # whatever the hub, the network or the login reports, in one line
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise GTIError(f"{repo_id}: the hub refused it: {reason}; check the name, the network and `hf auth login`") from e
+        raise GTIError(f"{repo_id}: the hub refused the upload: {reason}; check the name, the network and `hf auth login`") from e

@@ -145,7 +145,7 @@ def check_prompt_length(
     prompts: list[Prompt],  # the wordings in use
     item_tokens: int | None = None,  # longest item of a history, in tokens; None: a semantic ID
 ) -> None:
-    "Refuse prompts that may exceed the model's positions, with one history item and texts at full length."
+    "Refuse prompts that exceed the model's positions when the history has one item and every text its full length."
     bounded = dict(sid=source.levels, history=item_tokens or source.levels)  # slot -> tokens
     longest = 0
     fitting = []  # per prompt the longest text that fits

@@ -79,7 +79,7 @@ def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _cheapest_cuts(examples: list[Example], pass_cost: int) -> list[tuple[int, int]]:
-    "For every end in a sorted batch the start of the last run in the cheapest cut, and the prefix it shares."
+    "For the first 1, 2, ... examples of a sorted batch: where the last run of their cheapest cut starts, and the prefix it shares."
     length = np.array([len(e.ids) - 1 for e in examples])
     first = np.array([int(e.scored.argmax()) for e in examples])  # the first target
     common = np.array([_common_prefix(a.ids, b.ids) for a, b in zip(examples, examples[1:], strict=False)], dtype=int)
@@ -201,7 +201,8 @@ def forward(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # the mean, nats; task -> sum of its losses and number of its targets, float64 [2]
     "The loss of a batch, and its parts per task."
     groups = self.groups(examples)
-    hidden, targets, owner = zip(*(self._read([examples[i] for i in group], shared) for group, shared in groups), strict=True)
+    read = [self._read([examples[i] for i in group], shared) for group, shared in groups]
+    hidden, targets, owner = zip(*read, strict=True)
     loss, each = target_losses(self.extended, self.extended.head, torch.cat(hidden), torch.cat(targets))
     names = []  # the task of every target
     for (group, _), own in zip(groups, owner, strict=True):
@@ -219,7 +220,7 @@ def size(
     examples: list[Example],  # of one batch
     **_,  # the other arguments of `forward`
 ) -> str:
-    "What a batch takes, for the message when memory runs out."
+    "The memory that a batch takes, for the message when memory runs out."
     longest, vocabulary = max(len(e.ids) for e in examples), self.extended.n_pretrained + self.extended.n_new
     targets = sum(int(e.scored.sum()) for e in examples)
     block = targets if self.extended.pretrained_rows.requires_grad else min(256, targets)
@@ -275,22 +276,24 @@ def check_loss(
 ) -> None:
     "Refuse a model whose own loss is not the one that would be trained."
     model, two = loss.model, sorted(examples, key=lambda e: len(e.ids))[:2]
-    probe = SFTLoss(loss.extended, loss.packing and sum(len(e.ids) for e in two))  # both in one row, where rows are shared
+    room = sum(len(e.ids) for e in two) if loss.packing else 0  # both in one row, where rows are shared
+    probe = SFTLoss(loss.extended, room)
     probe.pass_cost = 0  # a common prefix is shared, however short it is
     probe.share = loss.share
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.03
-
-    def agrees(ours: list[float]) -> bool:
-        return all(abs(a - b) <= tolerance * max(1, abs(b)) for a, b in zip(ours, expected, strict=True))
-
     with _evaluating(model):
         expected = _reference_losses(model, two)
         ours = _losses_with_prefix(probe, two)
-        if probe.share and not agrees(ours):
+        if probe.share and not _agree(ours, expected, tolerance):
             loss.share = probe.share = False
             ours = _losses_together(probe, two)
-    if np.isfinite(expected).all() and not agrees(ours):  # broken weights are reported by the first step
+    if np.isfinite(expected).all() and not _agree(ours, expected, tolerance):  # broken weights are reported by the first step
         _refuse_model(loss, [int(e.scored.sum()) for e in two], ours, expected)
+
+
+def _agree(ours: list[float], expected: list[float], tolerance: float) -> bool:
+    "Whether all losses are equal within a relative tolerance, absolute below 1."
+    return all(abs(a - b) <= tolerance * max(1, abs(b)) for a, b in zip(ours, expected, strict=True))
 
 
 def _refuse_model(loss: SFTLoss, targets: list[int], ours: list[float], expected: list[float]) -> None:

@@ -37,8 +37,9 @@ def retrieval_task(
         keys = []
         for user in users:
             n = len(train[user])
-            first = int(rng.integers(1, window + 1)) if n > window else window
-            keys += [(user, start, end) for start, end in pairwise([0, *range(first, n, window), n])]
+            first = int(rng.integers(1, window + 1)) if n > window else n  # the first cut
+            cuts = [0, *range(first, n, window), n]
+            keys += [(user, start, end) for start, end in pairwise(cuts)]
         return np.array(keys, dtype=np.int64)[rng.permutation(len(keys))]
 
     def build(key: np.ndarray) -> Example:
@@ -55,7 +56,8 @@ def next_item_places(
     sizes = np.array([len(items) for items in train], dtype=np.int64)
     rows = np.maximum(sizes - 1, 0)
     users = np.repeat(np.arange(len(sizes)), rows)
-    return np.column_stack([users, np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows) + 1])
+    first_row = np.repeat(np.cumsum(rows) - rows, rows)  # of the same user, for every row
+    return np.column_stack([users, np.arange(rows.sum()) - first_row + 1])
 
 
 def items_at(

@@ -43,7 +43,7 @@ MIXES = {
 
 # %% ../../nbs/11_sft/03_tasks.ipynb #c3fbc534
 def _mix_names(mix: str, own_texts: Mapping[str, Mapping | None]) -> list[str]:
-    "The tasks of a mix; those without texts of the user become the ones from templates."
+    "The tasks of a mix; those that need texts which the user did not give become their template versions."
     return [f"{name}_from_templates" if own_texts.get(name, {}) is None else name for name in MIXES[mix]]
 
 
@@ -80,7 +80,7 @@ def _check_items(names: list[str], extended: ExtendedModel, data: RecDataset | Q
 
 
 def _check_split(names: list[str], split: Split | None, n_items: int) -> None:
-    "Refuse a split that a task lacks, that has other items, or in which an item stands in its own history."
+    "Refuse a split that a task lacks, that has other items, or in which an item appears in its own history."
     with_history = [n for n in names if n not in ("search", *ALIGNMENT)]
     if split is None:
         if with_history:
@@ -94,7 +94,7 @@ def _check_split(names: list[str], split: Split | None, n_items: int) -> None:
     twice = [] if split.repeats else [user for user, items in enumerate(split.train) if len(np.unique(items)) < len(items)]
     if twice:
         raise GTIError(
-            f"split: {len(twice)} users (first index: {twice[0]}) have an item twice in training, so it would stand in its own history; "
+            f"split: {len(twice)} users (first index: {twice[0]}) have an item twice in training, so it would appear in its own history; "
             "load the data with repeats='first', or with repeats='all' to allow it"
         )
 

@@ -110,7 +110,7 @@ def test_generation_config_and_training_mode_do_not_matter():
     assert extended.model.training
 
 
-def test_bf16_scores_are_fp32_and_near():
+def test_bf16_gives_fp32_scores_close_to_the_exact_ones():
     extended = random_model("qwen3", np.random.default_rng(4).integers(8, size=(40, 2)), [8, 8], seed=4)
     trie, prompts = SidTrie(extended.sids), [[5, 6, 7, 8], [9, 10]]
     full, half = (beam_search(extended, prompts, trie, beams=40, dtype=d) for d in (torch.float32, torch.bfloat16))
@@ -155,7 +155,7 @@ def test_wide_search_with_whole_branches_excluded():
     assert found.items.tolist() == [[0] + [-1] * 19, [1] + [-1] * 19]
 
 
-def test_nothing_left_to_return():
+def test_a_list_is_empty_if_everything_is_excluded():
     extended = random_model("llama", [[0, 0], [1, 0]], [2, 1], 0)
     found = beam_search(extended, [[5, 6]], SidTrie(extended.sids), beams=3, exclude=[[0, 1]])
     assert found.items.tolist() == [[-1, -1, -1]] and torch.isneginf(found.scores).all()

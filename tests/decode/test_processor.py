@@ -50,7 +50,7 @@ def test_beams_equal_the_prefix_function(draw):
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gemma3"])
-def test_samples_are_items_drawn_with_their_share(family):
+def test_samples_are_items_drawn_with_their_probability(family):
     extended = random_model(family, [[0, 0], [0, 1], [1, 1], [2, 0]], [3, 2], 0)
     extended.new_rows.data.mul_(0.1)
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def test_samples_are_items_drawn_with_their_share(family):
     assert [counts[0] + counts[1], counts[2], counts[3]] == pytest.approx(logits, abs=0.1)
 
 
-def test_a_row_that_left_the_catalogue_has_no_way_on():
+def test_a_row_outside_the_catalogue_cannot_continue():
     extended = random_model("llama", [[0, 0], [1, 1]], [2, 2], 0)
     processor = SidLogitsProcessor(extended, SidTrie(extended.sids), 1)
     n = extended.n_pretrained

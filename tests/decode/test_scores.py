@@ -76,7 +76,7 @@ def test_agreement_by_hand():
     assert table.same_list.tolist() == [1, 0.5, 0.5]
 
 
-def test_scores_that_are_no_numbers_and_lists_without_places_are_refused():
+def test_nan_scores_and_impossible_widths_are_refused():
     trie = SidTrie(SemanticIds(torch.tensor([[0, 0], [1, 1]])))
     with pytest.raises(GTIError, match="scores: NaN in row 1"):
         rank_all(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), trie, 2)

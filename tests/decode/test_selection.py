@@ -36,7 +36,7 @@ def test_reader_is_chosen_by_test(family):
 
 
 @quiet
-def test_kernel_blind_to_masks_gets_rows_and_the_same_lists():
+def test_a_kernel_blind_to_masks_gets_rows_and_the_same_lists():
     "A kernel like FlashAttention's: causal by position in the cache, whatever the mask says."
 
     def blind(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -58,7 +58,7 @@ def test_kernel_blind_to_masks_gets_rows_and_the_same_lists():
 
 
 @quiet
-def test_blind_kernel_is_found_out_in_bf16_too():
+def test_a_kernel_blind_to_masks_is_detected_in_bf16_too():
     extended, trie = model_of("llama"), SidTrie(model_of("llama").sids)
     twin = extended.compute_model(torch.bfloat16)
     assert choose_reader(extended, twin, trie, 30) is TreeReader
@@ -70,8 +70,8 @@ def test_blind_kernel_is_found_out_in_bf16_too():
     assert not reader_agrees(Blind, extended, twin, trie, 30)
 
 
-def test_a_fallback_says_so_and_a_model_without_cache_is_refused():
-    with pytest.warns(UserWarning, match="every beam carries a cache of its own"):
+def test_a_fallback_warns_and_a_model_without_cache_is_refused():
+    with pytest.warns(UserWarning, match="every beam keeps a cache of its own"):
         beam_search(model_of("bloom"), [[5, 6]], SidTrie(model_of("bloom").sids), beams=3)
     extended = model_of("llama")
     extended.model.forward = lambda input_ids, past_key_values=None, _read=extended.model.forward, **kwargs: _read(

@@ -78,7 +78,7 @@ def slow_knn(split, neighbours, shrink):
 @pytest.mark.parametrize("which", ["valid", "test"])
 @pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_transitions_and_knn_equal_the_slow_ones(seed, repeats, which):
+def test_transitions_and_knn_equal_slow_references(seed, repeats, which):
     split = random_split(seed, repeats, max_history=[None, 4][seed % 2])
     for ours, near in (
         (transitions(split, which, 12), slow_transitions(split)),
@@ -125,7 +125,7 @@ def test_text_knn_refuses(wrong, says):
 
 @pytest.mark.parametrize("name", COUNTING)
 @pytest.mark.parametrize("repeats", [False, True])
-def test_lists_hold_what_they_may(name, repeats):
+def test_lists_hold_every_allowed_item_once(name, repeats):
     split = random_split(1, repeats)
     for which in ("valid", "test"):
         lists = baseline_lists(name, split, which, 30, vectors_of(split))
@@ -147,7 +147,7 @@ def test_held_out_items_are_not_read(name):
 
 @pytest.mark.parametrize("name", COUNTING)
 def test_names_of_items_do_not_matter(name):
-    "Rows in another order give the same items, but for ties."
+    "Rows in another order give the same items, except for ties."
     split = random_split(3, n_users=200, n_items=12)
     new = np.random.default_rng(1).permutation(12)
     moved = replace(split, train=[new[s] for s in split.train], valid=new[split.valid], test=new[split.test])
@@ -205,14 +205,14 @@ def test_repeats_are_found_only_where_items_repeat():
 
 
 @pytest.mark.parametrize("name", COUNTING)
-def test_users_without_a_past_have_lists_too(name):
+def test_users_without_a_history_have_lists_too(name):
     split = Split([np.array([0, 1, 1]), np.array([], dtype=np.int64)], np.array([2, -1]), np.array([-1, 2]), 4, repeats=True)
     row = baseline_lists(name, split, "test", 4, np.eye(4))[1].tolist()
     assert row == {"repeat-last": [-1] * 4, "text-knn": [0, 1, 2, 3]}.get(name, [1, 0, 2, 3])
 
 
 @pytest.mark.parametrize("name", COUNTING)
-def test_nothing_to_count(name):
+def test_without_training_items_lists_go_by_row_number(name):
     split = Split([np.array([], dtype=np.int64)], np.array([0]), np.array([1]), 3)
     assert baseline_lists(name, split, "valid", 2, np.eye(3)).tolist() == ([[-1, -1]] if name == "repeat-last" else [[0, 1]])
     assert item_counts(split).tolist() == [0, 0, 0]
@@ -230,12 +230,12 @@ def test_nothing_to_count(name):
         (lambda s: baseline_lists("text-knn", s), "pass vectors="),
     ],
 )
-def test_refusals(call, says):
+def test_bad_arguments_are_refused(call, says):
     with pytest.raises(GTIError, match=says):
         call(random_split(0))
 
 
-def test_sasrec_is_one_of_them(monkeypatch):
+def test_sasrec_is_one_of_the_baselines(monkeypatch):
     "By name, with the seed that was asked for."
     monkeypatch.setattr(sasrec, "GRID", [dict(dim=8, epochs=1)])
     split = load_dataset("toy").leave_one_out()
@@ -266,7 +266,7 @@ def test_tfidf_by_hand():
     assert tfidf_search(data, "valid", width=6).tolist() == [[1, 0, 2, 3, -1, -1]]
 
 
-def test_tfidf_reads_no_query_that_it_is_asked():
+def test_tfidf_does_not_index_the_queries_it_answers():
     rows = [("q0", "green shoes", "train", ["a"]), ("q1", "violet thing", "test", ["c"]), ("q2", "violet thing indeed", "valid", ["c"])]
     assert tfidf_search(shop(rows), asked=True, width=1).tolist() == [[0]]  # the row that comes first: no item knows the word
 
@@ -278,7 +278,7 @@ def test_tfidf_of_items_without_words():
         tfidf_search(data)
 
 
-def test_popularity_is_what_others_report_on_movielens():
+def test_popularity_matches_published_figures_on_movielens():
     """Leave-one-out on MovieLens-100K, all unseen items ranked: TopPop has R@5 .052 and R@10 .087 among all 1,682 items.
 
     Source: Shehzad, Ferrari Dacrema and Jannach 2025, arXiv 2501.10143,

@@ -72,14 +72,14 @@ def test_a_real_gain_is_found():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_seeds_only_widen(seed):
+def test_seeds_only_widen_the_interval(seed):
     row = row_of(study(np.random.default_rng(seed), (2, 4), between=0.1 * (seed % 4)))
     assert row["p"] >= row["p_users"] and row["low"] <= row["gain"] <= row["high"]
 
 
 @pytest.mark.parametrize("seeds, between, share", [((1, 1), 0, 1.0), ((3, 3), 0.2, 0.9)])
 def test_p_and_interval_agree(seeds, between, share):
-    "Two resamplings, so that they may differ near 5 %; away from it hardly, and with one seed not at all."
+    "They come from two resamplings: they may differ where p is near 5 %, elsewhere hardly, and with one seed not at all."
     rows = [row_of(study(np.random.default_rng(i), seeds, between=between, shift=0.3), resamples=500) for i in range(80)]
     clear = [r for r in rows if not 0.03 < r["p"] < 0.08]
     assert len(clear) > 40 and np.mean([(r["p"] < 0.05) == (r["low"] > 0 or r["high"] < 0) for r in clear]) >= share
@@ -95,7 +95,7 @@ def test_one_seed_is_the_permutation_test_over_users():
         assert row["p"] == row["p_users"] and abs(row["p"] - ttest_rel(arm, base).pvalue) < 0.02 > abs(row["p"] - scipys)
 
 
-def test_copies_and_order_say_nothing_new():
+def test_copies_of_seeds_and_the_order_of_rows_change_nothing():
     arms = study(np.random.default_rng(2))
     table = compare(arms)
     assert compare({name: seeds[::-1] for name, seeds in arms.items()}).round(9).equals(table.round(9))
@@ -111,7 +111,7 @@ def test_copies_and_order_say_nothing_new():
     assert compare(arms).equals(table) and not compare(arms, seed=1).equals(table)
 
 
-def test_arms_do_not_touch_each_other():
+def test_arms_do_not_affect_each_other():
     arms = study(np.random.default_rng(3)) | {"other": study(np.random.default_rng(4))["gti"]}
     both, alone = compare(arms), compare({name: arms[name] for name in ("mean", "gti")})
     columns = ["mean", "gain", "low", "high", "p", "p_users"]
@@ -138,7 +138,7 @@ def test_holm_by_hand_and_bounds():
     assert holm([0.2]) == [0.2] and holm([]).size == 0
 
 
-def test_columns_are_the_family():
+def test_holm_corrects_over_the_compared_columns():
     rng = np.random.default_rng(6)
     frames = {name: frame_of(rng.random(80) < p).assign(**{"ndcg@10": rng.random(80)}) for name, p in (("mean", 0.2), ("gti", 0.4))}
     all_of_them, one = compare(frames), compare(frames, columns=["recall@10"])

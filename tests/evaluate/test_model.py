@@ -13,7 +13,7 @@ from gti_nb.model.extended import ExtendedModel
 from gti_nb.sid.codes import SemanticIds
 
 
-def test_searches_are_scored_by_grade_too():
+def test_queries_are_scored_by_grade_thresholds_too():
     wishes = load_queries("toy")
     sids = SemanticIds(torch.tensor([[i // 8, i % 8] for i in range(wishes.n_items)]))
     extended = ExtendedModel.extend(*load_base("tiny-llama"), sids)

@@ -140,7 +140,7 @@ def test_full_ranking_breaks_ties_by_item():
     assert np.array_equal(rank_by_score(scores, width=5), rank_by_score(scores)[:, :5])
 
 
-def test_evaluate_refuses_users_twice():
+def test_repeated_user_names_are_refused():
     with pytest.raises(GTIError, match="'a' occurs more than once"):
         evaluate_ranking([[1], [2]], [1, 2], ks=(1,), users=["a", "a"])
 

@@ -66,7 +66,7 @@ def test_network_equals_the_formulas(dim, heads, layers, length):
     torch.testing.assert_close(model.score([items.numpy()])[0], hand[-1] @ model.items.weight.T.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_as_many_parameters_as_the_formulas_need():
+def test_the_number_of_parameters_follows_from_the_formulas():
     n, d, w, layers = 1349, 64, 50, 2
     assert sum(p.numel() for p in SASRec(n, SASRecConfig()).parameters()) == n * d + w * d + 2 * d + layers * (
         4 * d * d + 4 * d + 8 * d * d + 5 * d + 4 * d
@@ -98,7 +98,7 @@ def test_cuts_move_from_epoch_to_epoch():
     assert firsts == set(range(1, 11))
 
 
-def test_seeds_decide_and_leave_the_global_state_alone(toy):
+def test_results_depend_on_the_seed_and_the_global_state_is_untouched(toy):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     a, b, c = (train_sasrec(toy, replace(QUICK, seed=s), "cpu", progress=False) for s in (1, 1, 2))
@@ -139,7 +139,7 @@ def test_learns_a_cycle():
 
 
 def test_users_without_history_or_without_a_validation_item():
-    "As a split by time has them: they get the popular items, and do not decide when to stop."
+    "A split by time has such users: they get the popular items, and do not decide when to stop."
     split = Split(
         [np.array([0, 1, 2, 1]), np.array([], dtype=np.int64), np.array([1, 2])],
         np.array([3, -1, -1]),

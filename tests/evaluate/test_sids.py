@@ -83,7 +83,7 @@ def test_semantic_ids_in_lists_against_a_loop(seed, kind):
     assert frame[metric_columns(frame)].to_numpy().max() <= 1
 
 
-def test_faults_of_lists_are_counted_not_assumed():
+def test_faults_of_lists_are_counted():
     sids = SemanticIds([[0, 0], [0, 1], [1, 0]])
     fine = list_report([[0, 1], [2, -1]], sids, ks=(1, 2))
     assert [fine[k] for k in ("places", "invalid", "duplicates", "coverage@1", "coverage@2")] == [3, 0, 0, 2 / 3, 1]

@@ -86,7 +86,7 @@ class Hub:
         return "https://hub/commit"
 
 
-def test_pushing_is_left_to_the_hub(tmp_path, monkeypatch):
+def test_pushing_uses_the_hub_client_and_reports_its_errors(tmp_path, monkeypatch):
     folder = save_model(make_extended(), tmp_path / "model", **FACTS)
     monkeypatch.setattr(card, "HfApi", Hub)
     assert push_model(folder, "me/model") == "https://hub/commit"
@@ -95,12 +95,12 @@ def test_pushing_is_left_to_the_hub(tmp_path, monkeypatch):
         repo == "me/model" and options == dict(private=True, exist_ok=True) and {"README.md", "model.safetensors", "gti.json"} <= set(files)
     )
     monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 Unauthorized\nlong story")))
-    with pytest.raises(GTIError, match="me/model: the hub refused it: 401 Unauthorized; check"):
+    with pytest.raises(GTIError, match="me/model: the hub refused the upload: 401 Unauthorized; check"):
         push_model(folder, "me/model")
     with pytest.raises(GTIError, match="has no README.md"):
         push_model(tmp_path, "me/model")
 
 
-def test_metrics_may_be_numpys():
+def test_metrics_may_be_numpy_numbers():
     extended = ExtendedModel.extend(*load_base("tiny-llama"), {"<plus>": "adds two numbers"})
     assert "| recall@5 | 0.25 |" in model_card(extended, arm="mean", data="x", metrics={"recall@5": np.float32(0.25)})

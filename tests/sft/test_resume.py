@@ -203,7 +203,7 @@ def test_sharding_needs_several_processes(split):
 
 
 @pytest.mark.parametrize("change", [{}, dict(gradient_accumulation_steps=3), dict(packing=300), dict(gradient_checkpointing=True)])
-def test_a_resumed_run_is_called_exact_only_where_it_is_computed_alike(change, split, tmp_path):
+def test_a_resumed_run_is_called_exact_only_if_it_is_computed_in_the_same_way(change, split, tmp_path):
     class Dies(TrainerCallback):
         def on_step_end(self, args, state, control, **kw):
             if state.global_step == 3:

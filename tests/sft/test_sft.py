@@ -18,7 +18,7 @@ SIDS = SemanticIds(torch.stack([torch.arange(40) % 4, torch.arange(40) // 4], 1)
 
 
 def test_a_split_stands_for_the_task_retrieval(split):
-    "The same losses and weights, whichever way the windows come."
+    "Losses and weights are the same, whether a split or its batches are passed."
     config, ends = SFTConfig(steps=6, batch_size=4, window=5, seed=2, precision="fp32"), []
     for given in (
         lambda _: split,
@@ -68,7 +68,7 @@ def test_bf16_learns_what_fp32_learns(split):
     assert abs(ends["bf16"] - ends["fp32"]) < 0.1 * ends["fp32"]
 
 
-def test_a_diverging_run_stops_by_name(split):
+def test_a_diverging_run_stops_and_names_step_and_task(split):
     extended = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
     extended.new_rows.data[:] = float("inf")
     with pytest.raises(GTIError, match="step 0, retrieval: the loss is nan"):

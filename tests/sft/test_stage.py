@@ -46,7 +46,7 @@ SAME = {
 
 @pytest.mark.parametrize("how", SAME)
 @pytest.mark.parametrize("pretrained_rows", ["frozen", "trained"])
-def test_how_a_step_is_computed_changes_no_weights(how, pretrained_rows, toy, split):
+def test_the_way_a_step_is_computed_does_not_change_the_weights(how, pretrained_rows, toy, split):
     ends = []
     for kw in ({}, SAME[how]):
         extended = shaped("llama-untied")
@@ -91,7 +91,7 @@ def test_weight_decay_moves_matrices_alone(split):
 
 
 @pytest.mark.parametrize("start", ["mean", "rows", "folder"])
-def test_any_start_is_a_start(start, split, tmp_path):
+def test_fine_tuning_can_start_from_a_trained_model_a_folder_or_rows(start, split, tmp_path):
     first = shaped("llama", init="mean")
     if start == "rows":
         first.new_rows.data.normal_(std=0.2)
@@ -106,7 +106,7 @@ def test_any_start_is_a_start(start, split, tmp_path):
     assert all(np.isfinite(r["loss"]) for r in finetune(first, split, config(steps=2), progress=False).losses)
 
 
-def test_half_precision_weights_are_not_trained_whole(split):
+def test_half_precision_weights_are_not_trained_in_full(split):
     extended = shaped("llama")
     extended.model.to(torch.bfloat16)
     with pytest.raises(GTIError, match="must be fp32"):
@@ -133,7 +133,7 @@ def test_the_best_weights_stay_and_the_stage_ends_early(split):
     assert all(torch.equal(p, kept[1][n]) for n, p in weights(extended).items())
 
 
-def test_losses_should_be_low_and_the_last_step_is_evaluated(split):
+def test_the_lowest_loss_is_the_best_and_the_last_step_is_evaluated(split):
     values = [3.0, 2.0, 2.5]
     left = iter(values)
     result = finetune(shaped("llama"), split, config(steps=5, eval_steps=2), validate=lambda: {"loss": next(left)}, progress=False)
@@ -213,7 +213,7 @@ def test_a_full_disk_is_reported_and_costs_no_checkpoint(split, tmp_path):
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_a_disk_that_is_full_at_the_end_costs_no_step(mode, split, tmp_path):
-    "The last checkpoint exists, the rows do not; the next call resumes from it."
+    "The last checkpoint was written but the rows were not; the next call resumes from it."
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Fill(TrainerCallback):

@@ -124,7 +124,7 @@ def test_every_task_is_made_of_tokens_the_model_knows(base, dataset, split, film
                 assert (answer < extended.n_pretrained).all() and answer[-1] == extended.tokenizer.eos_token_id
 
 
-def test_the_real_tokenizer_reads_what_was_meant(dataset, split, films):
+def test_the_real_tokenizer_encodes_the_intended_prompts(dataset, split, films):
     tokenizer, (model, _) = AutoTokenizer.from_pretrained(asset_path("smollm2-135m", "model")), load_base("tiny-llama")
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     extended = ExtendedModel.extend(model, tokenizer, SIDS)
@@ -141,7 +141,7 @@ def test_the_real_tokenizer_reads_what_was_meant(dataset, split, films):
 
 
 def test_only_the_training_part_is_read(extended, dataset, split):
-    "Held-out items may be anything: not one example changes."
+    "Other held-out items change no example."
     nobody = np.full(split.n_users, -1)
     bare = replace(split, valid=nobody, test=nobody, times=None)
     for name in WITH_HISTORY:
@@ -162,7 +162,7 @@ def test_only_training_queries_are_read(extended, films):
 
 
 @pytest.mark.parametrize("name", ["retrieval", "retrieval_rows"])
-def test_codes_alone_need_no_texts(extended, dataset, split, name):
+def test_tasks_over_codes_alone_need_no_texts(extended, dataset, split, name):
     (a,), (b,) = make_tasks(name, extended, split=split), make_tasks(name, extended, dataset, split)
     assert all(same(x, y) for x, y in zip(a.examples(np.random.default_rng(0)), b.examples(np.random.default_rng(0)), strict=True))
 
@@ -206,8 +206,8 @@ def test_all_wordings_and_templates_are_used(extended, dataset, split, films):
 
 
 @pytest.mark.parametrize("short", [False, True])
-def test_training_asks_in_the_words_of_evaluation(dataset, split, films, short):
-    "Also where histories do not fit and lose their oldest items."
+def test_training_and_evaluation_use_the_same_prompts(dataset, split, films, short):
+    "Even where histories do not fit and lose their oldest items."
     extended = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
     (rows,) = make_tasks("paper", extended, dataset, split)
     unlimited = [len(e.ids) for e in rows.examples(np.random.default_rng(0))]
@@ -365,12 +365,12 @@ def test_splits_and_data_that_do_not_fit_are_refused(extended, dataset, split, f
         (["x"], "got list"),
     ],
 )
-def test_texts_of_ones_own_are_checked(extended, dataset, split, texts, says):
+def test_own_texts_are_checked(extended, dataset, split, texts, says):
     with pytest.raises(GTIError, match=re.escape(says)):
         make_tasks(["item_search"], extended, dataset, split, intentions=texts)
 
 
-def test_texts_of_ones_own_are_used_and_templates_say_so(extended, dataset, split):
+def test_own_texts_are_used_and_template_texts_are_labelled(extended, dataset, split):
     mix = make_tasks("lcrec", extended, dataset, split)
     assert [t.name for t in mix][-2:] == ["item_search_from_templates", "preference_from_templates"] and all(
         "made from templates" in t.note for t in mix[-2:]
@@ -384,7 +384,7 @@ def test_texts_of_ones_own_are_used_and_templates_say_so(extended, dataset, spli
         assert place == len(split.train[user]) and decode(example.ids[example.scored]) == f"taste of {user}<|im_end|>"
 
 
-def test_a_model_with_few_positions(dataset, split):
+def test_a_model_with_few_positions_names_the_length_that_fits(dataset, split):
     extended = ExtendedModel.extend(*load_base("tiny-gpt2"), SIDS)
     head, longest = len(retrieval_head(extended)), max(map(len, split.train))
     extended.model.config.n_positions = head + 2 * longest
@@ -413,14 +413,14 @@ def mix(extended, dataset, split):
     return make_tasks("lcrec", extended, dataset, split)
 
 
-def test_any_step_without_the_steps_before_it(mix):
+def test_any_step_can_be_built_without_the_steps_before_it(mix):
     whole = list(example_batches(mix, steps=70, batch_size=3, seed=5, curriculum=0.3))
     for step in np.random.default_rng(0).permutation(70)[:25]:
         fresh = example_batches(mix, steps=70, batch_size=3, seed=5, curriculum=0.3)
         assert all(same(a, b) for a, b in zip(fresh[int(step)], whole[step], strict=True))
 
 
-def test_batches_go_by_the_seed_alone(mix, dataset, split):
+def test_batches_depend_on_the_seed_alone(mix, dataset, split):
     changed = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
     initialize(changed, "normal_matched")
     other = make_tasks("lcrec", changed, dataset, split)  # other weights, same tokenizer
@@ -433,7 +433,7 @@ def test_batches_go_by_the_seed_alone(mix, dataset, split):
 
 @pytest.mark.parametrize("curriculum", [0.0, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("steps", [1, 16, 37])
-def test_the_curriculum_has_the_first_steps(mix, steps, curriculum):
+def test_the_curriculum_fills_the_first_steps(mix, steps, curriculum):
     batches, first = example_batches(mix, steps=steps, batch_size=6, curriculum=curriculum), round(curriculum * steps)
     assert len(batches) == len(list(batches)) == steps and all(len(batch) == 6 for batch in batches)
     for batch in list(batches)[:first]:
@@ -453,8 +453,8 @@ def test_weights_are_shares_of_the_examples(mix):
         assert abs(drawn[name] / drawn.total() - size / sum(sizes.values())) < 0.04
 
 
-def test_examples_come_round_epoch_by_epoch(mix):
-    "In a mix too no example comes a second time before all of its task came once."
+def test_no_example_repeats_before_its_task_is_exhausted(mix):
+    "In a mix too, no example comes a second time before every example of its task came once."
     batches = example_batches(mix, steps=160, batch_size=8)
     for t, task in enumerate(mix):
         size = len(task.epoch(np.random.default_rng(0)))
@@ -486,7 +486,7 @@ def test_a_batch_holds_similar_lengths(mix):
         (dict(curriculum=-0.1), "curriculum: got -0.1"),
     ],
 )
-def test_a_mix_that_cannot_be_is_refused(mix, bad, says):
+def test_impossible_mixes_are_refused(mix, bad, says):
     with pytest.raises(GTIError, match=re.escape(says)):
         example_batches(mix, **bad)
     with pytest.raises(GTIError, match="tasks: none given"):
