@@ -1,7 +1,7 @@
 """Users per second of our constrained beam search and of `generate(num_beams=W, prefix_allowed_tokens_fn=...)`.
 
 The two alternate in one process, and the peak memory of each is measured in a process of its own. On the CPU the clock is process CPU time,
-on a GPU wall time. With more than 1,000 items the benchmark also reports how long the tree takes to build, and the speed against a
+on a GPU wall time. With more than 1,000 items the benchmark also reports how long the tree takes to build, and its speed relative to a
 catalogue of 1,000 items, with and without 50 excluded items per user.
 
     OMP_NUM_THREADS=1 python benchmarks/decode.py --model smollm2-135m --beams 20 --tokens 84 --batch 4
@@ -46,11 +46,12 @@ def ratio(a, b, pairs: int) -> tuple[float, float, float]:
 
 
 def catalogue(n_items: int, codes: int, levels: int) -> SemanticIds:
+    "Random semantic IDs."
     return SemanticIds(torch.randint(codes, (n_items, levels), generator=torch.Generator().manual_seed(0)), [torch.eye(codes)] * levels)
 
 
 def set_up(a: argparse.Namespace) -> SimpleNamespace:
-    "Model with random new rows, tree, prompts, and both arms."
+    "The model with random new rows, the tree, and both arms as functions."
     rng, device = torch.Generator().manual_seed(0), "cuda" if GPU else "cpu"
     sids = catalogue(a.items, a.codes, a.levels)
     extended = ExtendedModel.extend(*load_base(a.model), sids)
@@ -88,6 +89,7 @@ def set_up(a: argparse.Namespace) -> SimpleNamespace:
 
 
 def against_generate(a: argparse.Namespace, s: SimpleNamespace) -> None:
+    "Check that both arms find the same items, and print their speeds."
     plain = s.extended.merge()
     codes = s.theirs(plain) - s.extended.n_pretrained - torch.tensor(s.trie.offsets)
     distinct = [list(dict.fromkeys(map(tuple, row.tolist()))) for row in s.ours().codes]
@@ -98,6 +100,7 @@ def against_generate(a: argparse.Namespace, s: SimpleNamespace) -> None:
 
 
 def against_1000_items(a: argparse.Namespace, s: SimpleNamespace) -> None:
+    "Print the size of the tree, and the speed relative to a catalogue of 1,000 items."
     small, rng = SidTrie(catalogue(1000, a.codes, a.levels)), torch.Generator().manual_seed(1)
     nodes = [len(c) for c in s.trie.codes]
     print(f"tree of {a.items} items: built in {s.build:.2f} s, {s.trie.nbytes / 1e6:.1f} MB, nodes by level {nodes}")
@@ -137,19 +140,21 @@ def one_arm(a: argparse.Namespace, s: SimpleNamespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
+    parser.add_argument("--model", default="tiny-llama", help="name, folder or hub id for load_base")
     for name, value, text in [
-        ("beams", 20, "W"),
+        ("beams", 20, "beam width W"),
         ("tokens", 84, "prompt length"),
-        ("batch", 4, "prompts"),
-        ("items", 1349, "catalogue"),
+        ("batch", 4, "prompts per batch"),
+        ("items", 1349, "items of the catalogue"),
         ("codes", 64, "codes per level"),
-        ("levels", 3, "levels"),
+        ("levels", 3, "codes per item"),
         ("pairs", 5, "timed pairs"),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument(
-        "--arm", choices=["generate", "beam_search"], help="only measure this arm's memory, as the benchmark does in a process of its own"
+        "--arm",
+        choices=["generate", "beam_search"],
+        help="measure only this arm's peak memory; the benchmark starts itself with this option",
     )
     a = parser.parse_args()
     if a.arm:

@@ -1,6 +1,6 @@
 """CPU seconds per step of the grounding stage and of three other ways to train new rows, and the peak memory of each.
 
-Every way runs through its own trainer. They take turns in one process; memory is measured in one process per way.
+Each way runs in its own trainer. They alternate in one process; the peak memory of each is measured in a process of its own.
 
     OMP_NUM_THREADS=1 python benchmarks/grounding.py --model smollm2-135m --mix text_to_sid --precision fp32
 
@@ -10,7 +10,7 @@ Every way runs through its own trainer. They take turns in one process; memory i
 (d) ours     `gti_nb.grounding`: frozen prefixes kept, logits at the targets only, new rows as their own parameter
 
 "ours" is timed on steps whose prefixes are already kept, as in all epochs but the first; "in the first epoch" computes them.
-The others are as fast as their defaults make them.
+The others run with their default settings.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def arguments(scratch, a, cls=TrainingArguments, **kw):
 
 
 class Ready(Trainer):
-    "`Trainer` over batches that are ready, in order."
+    "`Trainer` over prepared batches, in order."
 
     def get_train_dataloader(self):
         return torch.utils.data.DataLoader(self.train_dataset, batch_size=None, collate_fn=lambda b: b)
@@ -98,7 +98,7 @@ def timed(trainer) -> float:
 
 
 def full(a, extended, pairs, schedule):
-    "Algorithm 1 as it is written."
+    "Algorithm 1 of the paper."
     model, n_pretrained = extended.merge().to(a.dtype).train(), extended.n_pretrained
     for p in model.parameters():
         p.requires_grad_(False)
@@ -189,7 +189,7 @@ ARMS = dict(full=full, peft=peft, trl=trl, ours=ours)
 
 
 def gemm_peak(dtype) -> float:
-    "Floating-point operations a second of a large matrix product."
+    "Floating-point operations per second of a large matrix product."
     x = torch.randn(2048, 2048, dtype=dtype)
     best = min(timed_once(lambda: x @ x) for _ in range(5))
     return 2 * 2048**3 / best
@@ -203,9 +203,11 @@ def timed_once(function) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-llama", help="as load_base takes it")
-    parser.add_argument("--data", default="toy", help="as load_dataset takes it; movielens-100k for the figures in the docs")
-    parser.add_argument("--mix", choices=list(SHARE), default="text_to_sid", help="text -> SID alone, or both directions equally")
+    parser.add_argument("--model", default="tiny-llama", help="name, folder or hub id for load_base")
+    parser.add_argument("--data", default="toy", help="name or folder for load_dataset; movielens-100k for the numbers in the docs")
+    parser.add_argument(
+        "--mix", choices=list(SHARE), default="text_to_sid", help="pairs from text to SID only, or half of the steps in each direction"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--templates", nargs="+", default=["text_to_sid", "sid_to_title"])
@@ -217,7 +219,9 @@ def main() -> None:
         ("codes", 64, "codes per level"),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--cache", type=float, default=2e9, help="bytes of the file for frozen prefixes (default 2e9, as GroundingConfig)")
+    parser.add_argument(
+        "--cache", type=float, default=2e9, help="size in bytes of the file for frozen prefixes (default 2e9, as in GroundingConfig)"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     a = parser.parse_args()

@@ -1,19 +1,19 @@
-"""Held-out items asked for by their text, before and after grounding, from several starts.
+"""How well held-out items are found by their text, before and after grounding, from several starts.
 
-How many of their semantic IDs are among the ten likeliest? Is that ten times what the mean start gives, and three times
-what the best start gives?
+How many of their semantic IDs are among the ten likeliest? Is that ten times as many as from the mean start, and three
+times as many as from the best start?
 
     OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --out FOLDER/movielens.csv
         # MovieLens-100K, 135 held-out films
     OMP_NUM_THREADS=1 python benchmarks/grounding_quality.py --data FOLDER --templates title_to_sid --holdout .05
         # any folder that load_dataset takes; items asked for by title
 
-Starts read no text of a held-out item. Three lines of the table are no starts, and training does not change them:
+No start reads the text of a held-out item. Three lines of the table are not starts, and training does not change them:
 chance     any semantic ID of the catalogue
 readout    a ridge regression, fitted to the training items, from the frozen model's state after the prompt to the item's
-           vector; the semantic IDs nearest to the vector it gives
+           vector; the semantic IDs nearest to the predicted vector
 own vector the semantic IDs nearest to the item's own vector: below 1 where resolving collisions moved codes or added a
-           level that no text tells
+           level that no text can predict
 """
 
 import argparse
@@ -59,7 +59,7 @@ STARTS = [
 
 
 def hide(dataset: RecDataset, items: list[int]) -> RecDataset:
-    "The data set without the texts of some items; starts that read leave out items without text."
+    "The data set without the texts of some items; starts that read texts leave out items without text."
     frame = dataset.items.copy()
     frame.loc[items, ["title", "description", "categories"]] = ""
     return replace(dataset, items=frame)
@@ -90,7 +90,7 @@ class Losses:
 
 
 def near(sids: SemanticIds, vectors: torch.Tensor, items: list[int]) -> dict[str, float]:
-    "Recall of the items' codes and semantic IDs among those nearest to some vectors; equal distances in random order."
+    "Recall of the items' codes and semantic IDs among those nearest to some vectors; ties are ordered at random."
     trie, vectors = SidTrie(sids), vectors.double()
     levels = zip(sids.codebooks, trie.leaves.long().T, strict=True)
     reconstructed = sum(book[codes].double() for book, codes in levels if book.shape[1])  # of every semantic ID
@@ -102,7 +102,7 @@ def near(sids: SemanticIds, vectors: torch.Tensor, items: list[int]) -> dict[str
 
 
 def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Ridge regression of y on standardized x, the penalty by leave-one-out error.
+    """Ridge regression of y on standardized x, with the penalty of least leave-one-out error.
 
     A penalty shortens the predictions, and distances need their length, so they are stretched to the length of y.
     """
@@ -119,7 +119,7 @@ def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def readout(extended: ExtendedModel, losses: Losses, pairs: GroundingPairs, vectors: torch.Tensor, template: str) -> dict[str, float]:
-    "What a linear map of the frozen states finds of held-out items."
+    "How many held-out items a linear map of the frozen states finds."
     train, held = (pair_questions(extended, p, template).texts for p in (pairs.train, pairs.heldout))
     item, new = (p["item"][p.template == template].to_list() for p in (pairs.train, pairs.heldout))
     states = losses.last_states(
@@ -133,12 +133,12 @@ def measure(a) -> tuple[pd.DataFrame, int]:
     dataset = load_dataset(a.data)
     vectors = encode_text(dataset.texts(), progress=False)
     sids = RQKMeans(a.levels, a.codes).fit(vectors).resolve(a.collisions, vectors)
-    pairs, asked = (
-        grounding_pairs(dataset, sids, a.templates, a.wordings, a.holdout, a.seed),
-        next(t for t in a.templates if GROUNDING[t].direction == "text_to_sid"),
-    )
-    extended, held = ExtendedModel.extend(*load_base(a.base), sids), sorted(set(pairs.heldout["item"]))
-    questions, shown = pair_questions(extended, pairs.heldout, asked), hide(dataset, held)
+    pairs = grounding_pairs(dataset, sids, a.templates, a.wordings, a.holdout, a.seed)
+    asked = next(t for t in a.templates if GROUNDING[t].direction == "text_to_sid")
+    extended = ExtendedModel.extend(*load_base(a.base), sids)
+    held = sorted(set(pairs.heldout["item"]))
+    questions = pair_questions(extended, pairs.heldout, asked)
+    shown = hide(dataset, held)
     states = last_states(extended, text_prompts(extended, questions.texts, GROUNDING[asked]))
     losses = Losses(extended, a.cache)
 
@@ -154,7 +154,8 @@ def measure(a) -> tuple[pd.DataFrame, int]:
     for name in a.starts:
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             initialize(extended, name, dataset=shown, vectors=vectors, seed=a.seed, ask=GROUNDING[asked])
-        drawn, before = [p.detach().clone() for p in extended.new_parameters()], {f"{k} before": v for k, v in quality().items()}
+        drawn = [p.detach().clone() for p in extended.new_parameters()]
+        before = {f"{k} before": v for k, v in quality().items()}
         arms = a.soften if a.ground is None or name in a.ground else []
         if not arms:
             rows.append(dict(start=name) | before)
@@ -177,10 +178,8 @@ def measure(a) -> tuple[pd.DataFrame, int]:
 
 def with_ratios(table: pd.DataFrame, n: int) -> tuple[pd.DataFrame, str]:
     "The table with standard errors and ratios of SID recall@10, and what they are ratios to."
-    before, after = (
-        table.set_index("start")["sid@10 before"].groupby(level=0).first(),
-        table["sid@10 after"] if "sid@10 after" in table else np.nan,
-    )
+    before = table.set_index("start")["sid@10 before"].groupby(level=0).first()
+    after = table["sid@10 after"] if "sid@10 after" in table else np.nan
     starts = before.drop(["chance", "own vector", "readout"], errors="ignore")
     mean, best = before.get("mean", 0), starts.max()
     base = mean or before["chance"]
@@ -196,29 +195,32 @@ def with_ratios(table: pd.DataFrame, n: int) -> tuple[pd.DataFrame, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="movielens-100k", help="as load_dataset takes it")
-    parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
+    parser.add_argument("--data", default="movielens-100k", help="name or folder for load_dataset")
+    parser.add_argument("--base", default="smollm2-135m", help="name, folder or hub id for load_base")
     parser.add_argument("--starts", nargs="+", default=STARTS, help="starts: initializers, with or without suffixes")
-    parser.add_argument("--ground", nargs="*", help="those of them to ground; all when left out")
+    parser.add_argument("--ground", nargs="*", help="which of --starts to ground; all when left out")
     parser.add_argument(
         "--templates",
         nargs="+",
         default=["text_to_sid"],
-        help="of the pairs; the first that goes from text to semantic ID is asked (default text_to_sid)",
+        help="templates of the pairs; the first that goes from text to semantic ID asks for items (default text_to_sid)",
     )
     for name, kind, value, text in [
-        ("steps", int, 200, "of grounding"),
+        ("steps", int, 200, "grounding steps"),
         ("lr", float, 1e-2, "learning rate of grounding"),
-        ("share", float, 0.8, "of steps from text to semantic ID, where templates go both ways"),
-        ("wordings", int, 1, "of a template"),
+        ("share", float, 0.8, "share of steps from text to semantic ID, when templates go both ways"),
+        ("wordings", int, 1, "wordings per template"),
         ("levels", int, 2, "codes per item"),
         ("codes", int, 128, "codes per level"),
         ("holdout", float, 0.1, "share of items held out"),
-        ("seed", int, 0, "of the held-out items, of starts and of grounding"),
+        ("seed", int, 0, "seed of the held-out items, the starts and grounding"),
     ]:
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
     parser.add_argument(
-        "--cache", type=float, default=4e9, help="bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)"
+        "--cache",
+        type=float,
+        default=4e9,
+        help="size in bytes of the file for the frozen states of prompts, shared by all runs (default 4e9)",
     )
     parser.add_argument("--collisions", choices=["extra_level", "hungarian"], default="hungarian")
     parser.add_argument(
@@ -226,10 +228,12 @@ def main() -> None:
         type=float,
         nargs="+",
         default=[0.0, 0.3],
-        help="targets of grounding, one run each: 0 takes the item's own codes, above 0 all codes near its vector share (default 0, 0.3)",
+        help="one run per value: 0 grounds on the item's own codes, above 0 all codes near its vector share the target (default 0 and 0.3)",
     )
-    parser.add_argument("--no-readout", action="store_true", help="leave out the line that reads the prompts of all items")
-    parser.add_argument("--out", help="file for the table, CSV")
+    parser.add_argument(
+        "--no-readout", action="store_true", help="leave out the readout line, which needs a forward pass over the prompts of all items"
+    )
+    parser.add_argument("--out", help="CSV file for the table")
     a = parser.parse_args()
     began = time.process_time()
     table, n = measure(a)

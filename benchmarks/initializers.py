@@ -1,6 +1,6 @@
 """What every start of the new tokens knows before training.
 
-It runs `compare_initializers` on a catalogue (semantic IDs) or on tools (one new token each, with queries as questions).
+The benchmark runs `compare_initializers` on a catalogue (semantic IDs) or on tools (one new token each, with queries as questions).
 
 OMP_NUM_THREADS=1 python benchmarks/initializers.py                 # MovieLens-100K, SmolLM2-135M, 64 titles
 OMP_NUM_THREADS=1 python benchmarks/initializers.py --tools FOLDER --questions 200 --no-titles
@@ -65,9 +65,9 @@ def tools(a) -> tuple[ExtendedModel, Questions, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="movielens-100k", help="as load_dataset takes it")
+    parser.add_argument("--data", default="movielens-100k", help="name or folder for load_dataset")
     parser.add_argument("--tools", help="folder with items.parquet and queries.parquet, instead of --data")
-    parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
+    parser.add_argument("--base", default="smollm2-135m", help="name, folder or hub id for load_base")
     for name, value, text in [
         ("questions", 64, "titles or queries asked"),
         ("levels", 3, "codes per item"),
@@ -75,7 +75,7 @@ def main() -> None:
         ("words", 20_000, "vocabulary words for focus and wechsel"),
     ]:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--names", nargs="*", help="starts; left out: all initializers, and some with suffixes")
+    parser.add_argument("--names", nargs="*", help="starts; by default all initializers, and some with suffixes")
     parser.add_argument("--no-titles", action="store_true", help="ask only from text to tokens; titles take most of the time")
     parser.add_argument("--out", help="folder for table.csv and the figure")
     a = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What grounding makes of described tokens, beside TF-IDF.
+"""How well grounded described tokens find the right tool, compared with TF-IDF.
 
 There is one new token per tool, grounded on the descriptions and on a few training queries per tool, then asked with
 test queries. TF-IDF reads the same texts.
@@ -6,8 +6,8 @@ test queries. TF-IDF reads the same texts.
     OMP_NUM_THREADS=1 python benchmarks/new_tokens.py FOLDER        # items.parquet and queries.parquet, as in MetaTool
     OMP_NUM_THREADS=1 python benchmarks/new_tokens.py FOLDER --queries 5 --names ctfidf ctfidf+equal_prior
 
-P@1: the first tool is a right one. R@5: share of the right tools among the first five. Tools that score alike count as
-if they were ordered at random, so the mean start, which knows nothing, has the figures of chance.
+P@1: the first tool is a right one. R@5: share of the right tools among the first five. Ties count as if they were
+ordered at random, so the mean start, which knows nothing, does exactly as well as chance.
 """
 
 import argparse
@@ -56,8 +56,8 @@ def tfidf(data: QueryDataset, asked: bool) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="items.parquet and queries.parquet, as load_queries takes them")
-    parser.add_argument("--base", default="smollm2-135m", help="as load_base takes it")
+    parser.add_argument("folder", help="folder with items.parquet and queries.parquet, for load_queries")
+    parser.add_argument("--base", default="smollm2-135m", help="name, folder or hub id for load_base")
     parser.add_argument(
         "--queries",
         type=int,
@@ -68,10 +68,10 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["mean", "ctfidf+equal_prior"], help="starts")
     for name, kind, value, text in [
         ("questions", int, 300, "test queries asked"),
-        ("steps", int, 300, "of grounding"),
-        ("share", float, 0.95, "of the steps that go from text to tool"),
+        ("steps", int, 300, "grounding steps"),
+        ("share", float, 0.95, "share of steps that go from text to tool"),
         ("rate", float, 3e-3, "learning rate"),
-        ("seed", int, 0, "of all draws"),
+        ("seed", int, 0, "seed of all draws"),
     ]:
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default {value})")
     a = parser.parse_args()

@@ -1,4 +1,4 @@
-"""RQ-VAE `paper` against LC-Rec's recipe with vector-quantize-pytorch's ResidualVQ, on the same vectors at equal epochs, levels and codes.
+"""RQ-VAE `paper` against LC-Rec's recipe with vector-quantize-pytorch's ResidualVQ, with equal vectors, epochs, levels and codes.
 
     OMP_NUM_THREADS=1 python benchmarks/rqvae.py --epochs 200
     OMP_NUM_THREADS=1 python benchmarks/rqvae.py --epochs 200 --vectors vectors.safetensors
@@ -6,9 +6,10 @@
 The recipe: MLP 2048-1024-512-256-128-64 -> 32 with Xavier weights and ReLU, AdamW (1e-3, weight decay 1e-4), batches of 1,024, k-means
 start from the first batch, commitment .25. ResidualVQ has no Sinkhorn-Knopp, which LC-Rec uses on the last level in training. Its codebooks
 follow their items by moving averages (`ema`, its default) or by gradient (`gradient`, as LC-Rec's do; items and codes then pull with equal
-weight). LC-Rec uses vectors as they are; the arms with `+scale` get them centred and scaled as ours does.
+weight). LC-Rec does not centre or scale its vectors; the arms with `+scale` centre and scale them as ours does.
 Codes of all arms are the nearest ones, before any collision policy. Ours ends with a reseeding of dead codes; `unaided` is the mean
-utilization at the last measurement before it. Items with equal vectors collide in every arm: the floor.
+utilization at the last measurement before it. Items with equal vectors collide in every arm; their share is
+printed as the floor.
 """
 
 import argparse
@@ -120,7 +121,9 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vectors", help="as benchmarks/vectors.py takes it")
+    parser.add_argument(
+        "--vectors", help="a safetensors file of `vectors` or a folder written by `tokenize` (default: MiniLM vectors of MovieLens-100K)"
+    )
     for flag, value, text in [("epochs", 200, "epochs of every arm"), ("seeds", 1, "runs of every arm")]:
         parser.add_argument(f"--{flag}", type=int, default=value, help=f"{text} (default {value})")
     parser.add_argument("--arms", nargs="+", default=["ema", "gradient", "ema+scale", "gradient+scale"], help="kinds of LC-Rec arms")

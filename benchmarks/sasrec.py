@@ -16,10 +16,10 @@ Both see the same users, items and order, have the same settings, and are evalua
     OMP_NUM_THREADS=1 python benchmarks/sasrec.py ours WHOLE --batch 1024
 
 Both use cross entropy over all items, 2 layers, 2 heads, width 64, dropout .5, Adam at 1e-3, and early stopping on the NDCG@10 of the
-validation item with 10 epochs of patience. What the user has is ranked among the rest (RecBole's way for sequences).
-RecBole makes a row of every prefix, padded to the window, with one target. Ours has a target at every place of a window, so an epoch has
+validation item with 10 epochs of patience. Items that the user already has stay in the ranking, RecBole's rule for sequences.
+RecBole makes one row per prefix, padded to the window, with one target. Ours has a target at every position of a window, so an epoch has
 the same targets at a fraction of the work. One epoch on all of MovieLens-100K takes RecBole some 200 s on one core, hence --max-events.
-Columns with `unseen` rank without what the user has, the rule of this library; the models are the same.
+Columns with `unseen` leave out items that the user already has, the rule of this library; the models are the same.
 `same network` is the largest difference of any score when RecBole's trained weights are put into our network.
 """
 
@@ -36,7 +36,7 @@ import numpy as np
 
 
 def load(about: dict):
-    "The data set that was exported, and its split by RecBole's rule: what the user has may be listed."
+    "The exported data set, and its split by RecBole's rule: items that the user already has may be listed."
     from dataclasses import replace
 
     from gti_nb.data.dataset import load_dataset
@@ -58,9 +58,9 @@ def export(folder: Path, about: dict) -> None:
 def recbole(folder: Path, seed: int, window: int, batch: int, epochs: int) -> None:
     "Train RecBole's SASRec; keep its weights and its scores of all items before the test item [users, items], in our numbering."
     folder = folder.absolute()
-    os.chdir(folder)  # it leaves logs where it runs
+    os.chdir(folder)  # RecBole writes its logs to the working directory
     ray = types.ModuleType("ray")
-    ray.tune = ray  # imported there for searches over settings, not used here
+    ray.tune = ray  # RecBole imports it for hyperparameter search, which is not used here
     sys.modules.setdefault("ray", ray)
     import torch
     from recbole.config import Config
@@ -147,7 +147,7 @@ def ported(weights: dict, window: int):
 
 
 def ours(folder: Path, seeds: list[int], window: int, batch: int, epochs: int) -> None:
-    "Train ours, and print both beside popularity."
+    "Train our SASRec, and print it with RecBole's and popularity."
     from dataclasses import replace
 
     import pandas as pd
@@ -181,7 +181,7 @@ def ours(folder: Path, seeds: list[int], window: int, batch: int, epochs: int) -
         again = ported(weights, window).score([split.history(u) for u in range(split.n_users)]).numpy()
         differences.append(float(np.abs(again - scores).max()))
         add("recbole", seed, partial(lists_of_scores, scores), said["epochs"], said["seconds"])
-        assert abs(rows[-1]["ndcg@10"] - said["ndcg@10"]) < 1e-3, "RecBole's own figure differs from ours of its scores"
+        assert abs(rows[-1]["ndcg@10"] - said["ndcg@10"]) < 1e-3, "RecBole's own NDCG@10 differs from the one we compute from its scores"
     for seed in seeds:
         start = time.perf_counter()
         result = train_sasrec(split, SASRecConfig(window=window, batch_size=batch, seed=seed, epochs=epochs), progress=False)
@@ -205,11 +205,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", default="movielens-100k")
     parser.add_argument("--k-core", type=int, default=5)
-    parser.add_argument("--max-events", type=int, help="only this many latest events of a user")
+    parser.add_argument("--max-events", type=int, help="keep only this many latest events per user")
     parser.add_argument("--window", type=int, default=50, help="latest items the networks see")
     parser.add_argument("--batch", type=int, default=256, help="targets per step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=300, help="at most")
+    parser.add_argument("--epochs", type=int, default=300, help="maximum number of epochs")
     args = parser.parse_args()
     if args.what == "export":
         export(args.folder, dict(data=args.data, k_core=args.k_core, max_events=args.max_events))

@@ -1,6 +1,6 @@
-"""CPU seconds of fine-tuning on histories, this package against TRL's `SFTTrainer`.
+"""CPU seconds of fine-tuning on histories with this package and with TRL's `SFTTrainer`.
 
-Both take turns in one process, with the same model (pretrained rows frozen, everything else trains), rows of text, precision and targets.
+Both alternate in one process, with the same model (pretrained rows frozen, everything else trained), rows of text, precision and targets.
 
     OMP_NUM_THREADS=1 python benchmarks/sft.py --model smollm2-135m --data movielens-100k --precision bf16
 
@@ -8,7 +8,7 @@ Both take turns in one process, with the same model (pretrained rows frozen, eve
 (b) trl-grouped  the same with rows of similar length in a batch (`train_sampling_strategy="group_by_length"`)
 (c) rows         the same rows through `gti_nb.sft`: batches of similar lengths, logits for the targets alone
 (d) packed       the same rows, packed
-(e) one-pass     the histories of the same split, with every next item a target of one pass
+(e) one-pass     the histories of the same split; every next item is a target of the same pass
 
 Real tokens are those of the rows without padding. Before anything is timed, the losses of one batch are compared.
 """
@@ -146,9 +146,11 @@ def same_loss(a, extended, rows) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-llama", help="a name for load_base")
-    parser.add_argument("--data", default="toy", help="a name for load_dataset; movielens-100k for the figures in the docs")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the passes, over fp32 weights")
+    parser.add_argument("--model", default="tiny-llama", help="name, folder or hub id for load_base")
+    parser.add_argument("--data", default="toy", help="name or folder for load_dataset; movielens-100k for the numbers in the docs")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of forward and backward passes; weights are fp32"
+    )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     for name, value, text in [
         ("batch", 8, "rows per step"),
@@ -163,7 +165,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers about the name of an argument
+    warnings.simplefilter("ignore", FutureWarning)  # a warning of transformers about an argument's name
     extended, rows, windows = prepare(a)
     if a.only:
         ARMS[a.only](a, extended, rows, windows)()

@@ -1,6 +1,6 @@
 """CPU time of `encode_text` and of `SentenceTransformer.encode` in fp32, interleaved in one process.
 
-Also the share of padding in both, and what bf16 changes.
+It also prints the share of padding in both, and what bf16 changes.
 
 OMP_NUM_THREADS=1 python benchmarks/text.py --data movielens-100k --texts 400
 """
@@ -35,9 +35,9 @@ def padding(lengths: list[int], batches: list[list[int]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="movielens-100k", help="as load_dataset takes it")
-    parser.add_argument("--template", default="title+description+categories", help="as item_texts takes it")
-    parser.add_argument("--model", default="all-minilm-l6-v2", help="as encode_text takes it")
+    parser.add_argument("--data", default="movielens-100k", help="name or folder for load_dataset")
+    parser.add_argument("--template", default="title+description+categories", help="template of item_texts")
+    parser.add_argument("--model", default="all-minilm-l6-v2", help="model of encode_text")
     parser.add_argument(
         "--mixed", action="store_true", help="put the texts of ten items into every tenth text, so that lengths differ widely"
     )

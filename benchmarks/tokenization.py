@@ -1,6 +1,6 @@
-"""Quantizers against their peers on the same vectors, level by level.
+"""Our quantizers against those of other libraries on the same vectors.
 
-Squared error and process CPU time; all arms alternate in one process.
+The benchmark prints squared errors and process CPU times; all arms alternate in one process.
 
 OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans
 OMP_NUM_THREADS=1 python benchmarks/tokenization.py --parts kmeans rqvae --vectors vectors.safetensors
@@ -24,7 +24,7 @@ from gti_nb.sid.kmeans import RQKMeans
 
 
 def level_by_level(vectors: np.ndarray, levels: int, cluster) -> np.ndarray:
-    "What is left of the vectors after `levels` rounds of a peer's k-means on the residuals; `cluster` gives centres and labels."
+    "What `levels` rounds of another library's k-means on the residuals leave of the vectors; `cluster` gives centres and labels."
     residuals = vectors
     for level in range(levels):
         centres, labels = cluster(residuals, level)
@@ -33,7 +33,7 @@ def level_by_level(vectors: np.ndarray, levels: int, cluster) -> np.ndarray:
 
 
 def with_faiss(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.ndarray:
-    "faiss.Kmeans as it comes: 25 iterations, random start, stops when nothing changes."
+    "faiss.Kmeans with its defaults: 25 iterations, random start, stops when nothing changes."
     import faiss
 
     def cluster(x, level):
@@ -45,7 +45,7 @@ def with_faiss(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.nd
 
 
 def with_sklearn(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.ndarray:
-    "sklearn.cluster.KMeans as it comes: one greedy k-means++ start (n_init='auto'), at most 300 iterations."
+    "sklearn.cluster.KMeans with its defaults: one greedy k-means++ start (n_init='auto'), at most 300 iterations."
     from sklearn.cluster import KMeans
 
     def cluster(x, level):
@@ -56,7 +56,7 @@ def with_sklearn(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.
 
 
 def with_semantic_id(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.ndarray:
-    "semantic_id.RQKMeans as it comes: scikit-learn with the best of ten starts, at most 100 iterations."
+    "semantic_id.RQKMeans with its defaults: scikit-learn with the best of ten starts, at most 100 iterations."
     from semantic_id import RQKMeans as SemanticIdRQKMeans
 
     model = SemanticIdRQKMeans(levels, codes, random_state=seed).fit(vectors)
@@ -64,7 +64,7 @@ def with_semantic_id(vectors: np.ndarray, levels: int, codes: int, seed: int) ->
 
 
 def with_ours(vectors: np.ndarray, levels: int, codes: int, seed: int) -> np.ndarray:
-    "RQKMeans as it comes, on the CPU."
+    "Our RQKMeans with its defaults, on the CPU."
     return vectors - RQKMeans(levels, codes, seed, device="cpu").fit(vectors).reconstruct().numpy()
 
 
@@ -73,9 +73,11 @@ ARMS = {"gti_nb": with_ours, "faiss": with_faiss, "scikit-learn": with_sklearn, 
 
 def kmeans_part(a: argparse.Namespace, name: str, vectors: torch.Tensor) -> None:
     "RQ-KMeans against faiss, scikit-learn and semantic-id: the error of three seeds, the CPU time of interleaved runs."
-    x, arms = vectors.numpy(), [arm for arm in ARMS if arm not in a.without]
+    x = vectors.numpy()
+    arms = [arm for arm in ARMS if arm not in a.without]
     for levels, codes in a.sizes:
-        errors, seconds = {arm: [] for arm in arms}, {arm: [] for arm in arms}
+        errors = {arm: [] for arm in arms}
+        seconds = {arm: [] for arm in arms}
         with_ours(x, levels, codes, 0)  # warm up
         for run in range(a.runs):
             for arm in arms:
@@ -94,12 +96,12 @@ def kmeans_part(a: argparse.Namespace, name: str, vectors: torch.Tensor) -> None
             print(f"  {arm:13s} mean squared error {np.mean(errors[arm]):.5f} {spread}, {statistics.median(seconds[arm]):7.3f} s")
         print(
             f"  error of gti_nb: {np.mean(errors['gti_nb']) / best:.3f} x the best peer's mean, "
-            f"worst seed {max(errors['gti_nb']) / lowest:.3f} x the best peer's best seed (to hold: at most 1.01)"
+            f"worst seed {max(errors['gti_nb']) / lowest:.3f} x the best peer's best seed (should be at most 1.01)"
         )
         for arm, limit in (("faiss", 1.1), ("scikit-learn", 0.6)):
             if arm in arms:
                 ratios = [o / t for o, t in zip(seconds["gti_nb"], seconds[arm], strict=True)]
-                print(f"  time of gti_nb: {statistics.median(ratios):.2f} x {arm} (to hold: at most {limit})")
+                print(f"  time of gti_nb: {statistics.median(ratios):.2f} x {arm} (should be at most {limit})")
 
 
 def rqvae_part(a: argparse.Namespace, name: str, vectors: torch.Tensor) -> None:
@@ -125,7 +127,7 @@ def scale_part(a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         process = multiprocessing.get_context("spawn").Process(target=made_up, args=(Path(folder) / "vectors", a.rows, a.width))
         process.start()
-        process.join()  # in a process of its own, so that its memory is not counted
+        process.join()  # a separate process, so that its memory is not counted
         vectors, before = np.memmap(Path(folder) / "vectors", np.float32, "r", shape=(a.rows, a.width)), peak_gb()
         start, cpu = time.perf_counter(), time.process_time()
         sids = RQKMeans(3, 256, device=a.device).fit(vectors, progress=True)
@@ -133,11 +135,12 @@ def scale_part(a: argparse.Namespace) -> None:
     print(f"\n{a.rows:,} x {a.width} float32 ({size / 1e9:.2f} GB), 3 x 256 codes, device {a.device}:")
     print(f"  {cpu:.1f} s of CPU, {wall:.1f} s by the clock")
     print(f"  peak memory {peak_gb():.2f} GB, of which {before:.2f} GB before the fit")
-    print(f"  peak memory is {peak_gb() * 1e9 / size:.2f} x the input (to hold: under 2)")
+    print(f"  peak memory is {peak_gb() * 1e9 / size:.2f} x the input (should be under 2)")
     print(f"  residual energy {[round(e, 4) for e in sids.quality['residual_energy']]}, fitted to {sids.quality['sampled']:,} vectors")
 
 
 def size(text: str) -> tuple[int, int]:
+    "Levels and codes of a text such as 3x64."
     levels, codes = text.split("x")
     return int(levels), int(codes)
 
@@ -160,10 +163,10 @@ def main() -> None:
     parser.add_argument(
         "--without", nargs="*", default=[], choices=["faiss", "scikit-learn", "semantic-id"], help="peers to leave out of the kmeans part"
     )
-    parser.add_argument("--epochs", type=int, default=200, help="of the rqvae part (default 200)")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the scale part (default 1,000,000)")
-    parser.add_argument("--width", type=int, default=384, help="of the scale part (default 384)")
-    parser.add_argument("--device", default="cpu", help="of the scale part (default cpu)")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs of the rqvae part (default 200)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="number of vectors of the scale part (default 1,000,000)")
+    parser.add_argument("--width", type=int, default=384, help="width of the vectors of the scale part (default 384)")
+    parser.add_argument("--device", default="cpu", help="device of the scale part (default cpu)")
     a = parser.parse_args()
     vectors = load_vectors(a.vectors) if {"kmeans", "rqvae"} & set(a.parts) else None
     if "kmeans" in a.parts:

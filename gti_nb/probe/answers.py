@@ -72,7 +72,7 @@ def _read(extended: ExtendedModel, ids: torch.Tensor, past: KeysValues) -> tuple
 
 
 def _log_likelihood(extended: ExtendedModel, states: torch.Tensor, answers: list[list[int]], batch: int = 128) -> torch.Tensor:
-    "Sums of log-probabilities over the answers [B]; states [B, T, d] stand before the tokens they predict."
+    "Sums of log-probabilities over the answers [B]; states [B, T, d] are those just before the tokens they predict."
     lengths = torch.tensor([len(a) for a in answers])
     at = torch.arange(states.shape[1])[None] < lengths[:, None]  # [B, T]
     targets = torch.tensor([t for a in answers for t in a], device=states.device)
@@ -85,8 +85,12 @@ def _log_likelihood(extended: ExtendedModel, states: torch.Tensor, answers: list
 # %% ../../nbs/14_probe/01_answers.ipynb #c74586ff
 def _common_length(prompts: Sequence[list[int]]) -> int:
     "How many first tokens all prompts share; at least one token of every prompt is left."
-    first, last = min(prompts), max(prompts)
-    return next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first) - 1)
+    first = min(prompts)
+    last = max(prompts)  # all prompts share what the first and the last in sorted order share
+    for k, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return k
+    return len(first) - 1
 
 
 def _answer_scores(
@@ -133,8 +137,8 @@ def title_hits(
     questions: Questions,
     template: Template = GROUNDING["sid_to_title"],  # asks for a title; its answer is one
     among: int = 20,  # titles to choose from
-) -> tuple[torch.Tensor, torch.Tensor, float]:  # hits at 1 by log-probability [n], by what the semantic ID adds [n], and of chance
-    "Whether the right title is the likeliest of its group. A title counts once; the last group is filled up with earlier titles."
+) -> tuple[torch.Tensor, torch.Tensor, float]:  # hits at 1 by log-probability [n]; by what the semantic ID adds [n]; mean hits of a guess
+    "Whether the right title is the likeliest of its group. Each title counts once; the last group is filled up with earlier titles."
     distinct = distinct_titles(questions.titles)
     if not distinct:
         raise GTIError("questions: none of the answers has a title; pass tell=None, or describe the new tokens")
@@ -179,7 +183,7 @@ def chance(
     questions: Questions,
     ks: Sequence[int] = (1, 5, 10),  # places that count
     among: int = 20,  # titles to choose from
-) -> dict[str, float]:  # the figures of `probe`
+) -> dict[str, float]:  # the measures of `probe`
     "What guessing gives."
     codes = extended.n_new if extended.sids is None else extended.sids.level_sizes[0]
     result = {f"code@{k}": min(1, k / codes) for k in ks}

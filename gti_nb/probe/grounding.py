@@ -24,7 +24,7 @@ from ..prompts import GROUNDING, Template
 def pair_questions(
     extended: ExtendedModel,
     pairs: pd.DataFrame,  # `GroundingPairs.heldout` or `.train`
-    template: str = "text_to_sid",  # whose pairs to ask, by name; one that goes from text to tokens
+    template: str = "text_to_sid",  # name of the template whose pairs are asked; it must go from text to tokens
     n: int | None = None,  # pairs drawn; None asks all
     seed: int = 0,  # of the draw
 ) -> Questions:  # one per pair
@@ -44,7 +44,7 @@ def pair_questions(
 
 # %% ../../nbs/14_probe/03_grounding.ipynb #9c571081
 def _tell_template(extended: ExtendedModel, pairs: GroundingPairs) -> Template | None:
-    "What asks for titles: the prompt of semantic IDs, or that of the pairs of described tokens; None when they have none."
+    "The template that asks for titles: that of semantic IDs, or that of the pairs of described tokens; None when they have none."
     if extended.sids is not None:
         return GROUNDING["sid_to_title"]
     return next(iter(pairs.heldout.form[pairs.heldout.direction == "sid_to_text"]), None)

@@ -44,7 +44,7 @@ def _bases(names: Sequence[str]) -> list[str]:
 
 
 def _measured(extended: ExtendedModel, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    "Put the new rows at a start: its name, its safety and how varied its rows are."
+    "Move the new rows to a start; returns its name, its safety and how varied its rows are."
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         report = initialize(extended, name, **given)
     figures = ("p_new", "kl", "safe", "spread_ratio", "effective_rank")
@@ -69,7 +69,7 @@ def compare_initializers(
     batch_size: int = 16,  # prompts at a time
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # by initializer: p_new, kl, safe, spread_ratio, effective_rank and the figures of `probe`; the last line is chance
-    "Put several starts to the same questions; warnings about unsafe starts become the column `safe`."
+    "Ask the same questions of several starts; warnings about unsafe starts become the column `safe`."
     if names is None:
         names = [name for name in INITIALIZERS if checkpoint is not None or name != "from_checkpoint"]
     bases = _bases([check_initializer(name) for name in names])

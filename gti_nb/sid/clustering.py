@@ -88,7 +88,7 @@ class Clusters:
 @patch
 def update(
     self: Clusters,
-    changed: torch.Tensor,  # bool [k], the codes that lost or won rows
+    changed: torch.Tensor,  # bool [k], the codes that lost or gained rows
 ) -> None:
     "Move the centres to the means of their rows."
     means, self.sizes = code_means(self.x, self.labels, self.k)
@@ -128,14 +128,14 @@ def move(self: Clusters) -> bool:  # False when no row gains by moving
         mine = self.labels[None, part]  # [1, rows]
         own = joining.gather(0, mine)
         staying = own * leave[mine]
-        least, target = joining.scatter_(0, mine, staying).min(0)
-        joining.scatter_(0, mine, own)
+        least, target = joining.scatter_(0, mine, staying).min(0)  # for its own code, a row pays the price of staying
+        joining.scatter_(0, mine, own)  # undone, because `blocks` keeps the distances for the next round
         gains.append((staying - least)[0].masked_fill(sizes[mine[0]] == 1, 0))
         targets.append(target)
     gain = torch.cat(gains)
     target = torch.cat(targets)
     rows = (gain > 0).nonzero()[:, 0]
-    rows = rows[best_of_each(gain[rows], target[rows], sizes.clamp(min=1))]
+    rows = rows[best_of_each(gain[rows], target[rows], sizes.clamp(min=1))]  # no code receives more rows than it has
     changed = torch.zeros(self.k, dtype=torch.bool, device=self.x.device)
     changed[self.labels[rows]] = True
     changed[target[rows]] = True
@@ -150,7 +150,7 @@ def spread_starts(
     generator: torch.Generator,  # on the CPU
     rounding: float,  # rows closer than this count as equal
 ) -> tuple[torch.Tensor, torch.Tensor]:  # rows to start from int64 [k]; for every row, which of them is nearest int64 [n]
-    "Rows that are far apart, drawn by squared distance."
+    "Draw rows that are far apart, with probabilities proportional to squared distances."
     norms = squared_lengths(x)
     same = max(1e-6 * norms.max().item(), rounding**2)
     rows = torch.empty(0, dtype=torch.int64, device=x.device)

@@ -27,8 +27,8 @@ class SemanticIds:
     "The semantic ID of every item: one code per level, and the codebook vectors that the codes stand for."
 
     codes: torch.Tensor  # int64 [n_items, levels], codes[i, l] from 0 to K_l - 1
-    codebooks: list[torch.Tensor] = field(default_factory=list)  # per level float32 [K_l, d], d = 0 without vectors; empty: from `codes`
-    policy: str = "none"  # how collisions were treated, see `resolve`
+    codebooks: list[torch.Tensor] = field(default_factory=list)  # per level float32 [K_l, d]; d = 0: no vectors; []: sizes from `codes`
+    policy: str = "none"  # how collisions were resolved, see `resolve`
     quality: dict = field(default_factory=dict)  # what the quantizer measured: "residual_energy" per level and more
 
     def __post_init__(self):

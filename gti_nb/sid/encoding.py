@@ -63,7 +63,7 @@ def encode_rows(
     balanced: bool = False,  # True gives every code the same number of rows, give or take one
     rounding: float = torch.inf,  # errors below this do not count; infinity leaves dead codes where they are
 ) -> Encoded:
-    "Greedy codes, level after level; dead codes are put where they are useful."
+    "Greedy codes, level after level; dead codes are moved to rows with a large error."
     codes = []
     left_over = []
     moved = []
@@ -77,7 +77,7 @@ def encode_rows(
 
 
 def _assign_and_revive(x: torch.Tensor, book: torch.Tensor, balanced: bool, rounding: float) -> tuple[torch.Tensor, int]:
-    "Codes of one level, and how often dead codes were moved."
+    "Codes of one level, and how many moves of dead codes it took."
     moved = 0
     for attempt in range(10):
         labels, distance = assign_rows(x, book, balanced)

@@ -38,7 +38,7 @@ def _read_index(path: str | Path) -> dict:
 
 
 def _some(items: Sequence) -> str:
-    "A few items by name, and how many more there are."
+    "The first five items, and how many more there are."
     return ", ".join(repr(i) for i in items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 

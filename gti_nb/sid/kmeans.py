@@ -30,7 +30,7 @@ class RQKMeans:
     codes: int = 64  # codes per level
     seed: int = 0  # equal seeds and vectors give equal codes, whatever the order of the vectors
     iterations: int | None = None  # rounds of moves per level, at most; None is the larger of 5 and log2(vectors per code) + 1
-    sweeps: int = 1  # how often all codebooks are refitted together; 0 leaves every centre at the mean of its own level
+    sweeps: int = 1  # how often all codebooks are refitted together; 0 keeps the centres that each level found by itself
     balanced: bool = False  # True gives every code of a level the same number of items, give or take one
     sample: int = 256  # vectors per code that the centres are fitted to, at most
     device: str | torch.device = "auto"  # see `core.pick_device`

@@ -88,7 +88,7 @@ def _train(run: TrainingRun, folder: Path | None, progress: bool, on_epoch: Call
 # %% ../../nbs/05_sid/16_rqvae.ipynb #eb325ded
 @torch.no_grad()
 def _result(run: TrainingRun) -> SemanticIds:
-    "Codes and codebooks of a trained network, with what it measures of itself."
+    "Codes and codebooks of a trained network, with the measurements of its training."
     latents = run.latents().cpu()  # [n, latent], in the order of content
     books = [book.detach().cpu().clone() for book in run.network.quantizer.codebooks]
     codes = nearest_codes(latents, books)
@@ -127,7 +127,7 @@ def latent(
     self: RQVAE,
     vectors: Vectors,  # [n, d], of the encoder that encoded the items
 ) -> torch.Tensor:  # float32 [n, latent], on the CPU
-    "The latents: the vectors that codebooks add up to."
+    "The latents of vectors, which the codebook vectors add up to approximately."
     x = as_float32(vectors)
     network = self.trained_network()
     dim = len(network.mean)

@@ -33,7 +33,7 @@ class RQVAEConfig:
     epochs: int = 20000  # passes over all items
     batch_size: int = 1024  # items per step, at most; an epoch is cut into equal batches
     measure_every: int = 10  # epochs between measurements of collisions and utilization; dead codes are reseeded at the same time
-    reseed: bool = True  # put codes that no item takes on items with a large error
+    reseed: bool = True  # move codes that no item takes to items with a large error
     seed: int = 0  # equal seeds and vectors give equal codes on one machine and one thread
 
     def __post_init__(self):

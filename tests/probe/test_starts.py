@@ -1,4 +1,4 @@
-"What a start knows before training, against the plain way of computing it."
+"What a start knows before training, compared with direct computation."
 
 import warnings
 from itertools import permutations
@@ -116,7 +116,7 @@ def test_long_texts_and_titles_are_cut(questions):
 
 @pytest.mark.parametrize("base", BASES)
 def test_rows_that_know_the_answer_are_found_out(base):
-    "Head rows set to the states that ask for them: the probe says 1. Shifted by one: it says 0."
+    "With head rows equal to the states that ask for them, the probe gives 1; with these rows shifted by one, it gives 0."
     model = noisy(base, TOOLS)
     questions = described_questions(model, [(f"please do number {i}", f"<tool_{i}>") for i in range(6)])
     states = last_states(model, text_prompts(model, questions.texts, ASK))
@@ -128,10 +128,10 @@ def test_rows_that_know_the_answer_are_found_out(base):
 
 
 def test_title_hits_find_what_the_rows_say(monkeypatch):
-    "Scores are replaced by planted ones: the groups, the lift and the last group are counted right."
+    "Scores are replaced by known ones, to check the groups, the lift and the last group."
     n, asked = 25, []
     questions = Questions([f"t{i}" for i in range(n)], torch.arange(n)[:, None], [f"title {i}" for i in range(n)])
-    prior = torch.arange(n).double() * 10  # later titles are likelier whatever is read
+    prior = torch.arange(n).double() * 10  # later titles are likelier whatever the semantic ID
 
     def planted(extended, rows, titles, template):
         asked.append(rows[:, 0].tolist())

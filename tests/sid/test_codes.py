@@ -1,4 +1,4 @@
-"Semantic IDs on disk, against slow reference computations, and on vectors that lie in a file."
+"Semantic IDs on disk, against slow reference computations, and on vectors in a file."
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def random_codes(seed: int, n: int = 60, sizes=(4, 3, 2), d: int = 5) -> tuple[S
 
 
 class Walked:
-    "Vectors that remember the most rows anybody took at a time."
+    "Vectors that record the largest number of rows taken at once."
 
     def __init__(self, x: np.ndarray):
         self.x, self.shape, self.ndim, self.most = x, x.shape, x.ndim, 0

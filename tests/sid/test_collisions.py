@@ -1,4 +1,4 @@
-"Collision policies and new items: against brute force, and what they must leave alone."
+"Collision policies and new items, compared with brute force; what they must not change."
 
 import itertools
 from collections import Counter
@@ -66,7 +66,7 @@ def test_the_order_of_the_items_does_not_matter(policy, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_order_relabels_equal_items_only(seed):
-    "Equal vectors are ties: which of them moves depends on their rows, the codes they take together do not."
+    "Which of several equal vectors moves depends on their rows; the set of codes they take does not."
     sids, vectors = encoded(seed, n=40)
     sids, vectors = SemanticIds(sids.codes.repeat(2, 1), sids.codebooks), vectors.repeat(2, 1)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(seed))

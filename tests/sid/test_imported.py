@@ -1,4 +1,4 @@
-"Index files of other projects, there and back, and random semantic IDs."
+"Index files of other projects, written and read again, and random semantic IDs."
 
 import json
 

@@ -94,7 +94,7 @@ def test_codes_are_the_greedy_ones(sweeps):
 def test_order_of_items_does_not_matter(seed, options):
     x = topical(330, 10, 20, seed)
     if not options.get("balanced"):
-        x[200:260] = x[:60]  # equal items; balanced codes may part them
+        x[200:260] = x[:60]  # equal items; balanced codes may separate them
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + 100))
     straight, shuffled = RQKMeans(2, 12, seed, **options).fit(x), RQKMeans(2, 12, seed, **options).fit(x[order])
     assert torch.equal(straight.codes[order], shuffled.codes)

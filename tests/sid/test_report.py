@@ -1,4 +1,4 @@
-"The report card against slow reference computations, and what it does with odd input."
+"The report card against slow reference computations, and on unusual input."
 
 import json
 from collections import Counter
@@ -145,7 +145,7 @@ def test_the_card_is_flat_json_and_names_the_policy(policy):
 
 
 def test_vectors_of_another_space_keep_the_measured_error():
-    "As of an RQ-VAE, whose codebooks spell latents."
+    "As with an RQ-VAE, whose codebooks describe latents."
     sids, vectors = encoded(0)
     sids.quality["residual_energy"] = [0.5, 0.4, 0.3]
     frame = level_report(sids, torch.cat([vectors, vectors], 1))

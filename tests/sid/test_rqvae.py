@@ -33,7 +33,7 @@ def fit(x: torch.Tensor, out_dir=None, on_epoch=None, checkpoint_seconds=0.0, **
     return rqvae, rqvae.fit(x, out_dir, progress=False, on_epoch=on_epoch, checkpoint_seconds=checkpoint_seconds)
 
 
-# Each child is forked before this process computes anything, fits, and is killed: after an epoch, or at the n-th file that takes its place.
+# Each child is forked before this process computes anything. It fits, and is killed after an epoch or as the n-th file is put in place.
 PROGRAM = """
 import os, signal, sys
 import torch
@@ -143,7 +143,7 @@ def nan(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory) -> Path:
-    "A run that was cut off after epoch 4."
+    "A run that was interrupted after epoch 4."
     folder = tmp_path_factory.mktemp("run")
 
     def stop(row):
