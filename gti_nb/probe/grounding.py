@@ -74,9 +74,11 @@ def grounding_quality(
 # %% ../../nbs/14_probe/03_grounding.ipynb #f1953fe1
 def _whole_words(extended: ExtendedModel) -> list[tuple[int, str]]:
     "Token ids and texts of whole words; all tokens when the vocabulary marks no word with a space."
-    tokenizer, control = extended.tokenizer, set(extended.tokenizer.all_special_ids)
+    tokenizer = extended.tokenizer
+    control = set(tokenizer.all_special_ids)
     tokens = [(i, str(tokenizer.decode([i]))) for i in range(extended.n_pretrained) if i not in control]
-    return [(i, text.strip()) for i, text in tokens if text.startswith(" ") and text.strip().isalpha()] or tokens
+    words = [(i, text.strip()) for i, text in tokens if text.startswith(" ") and text.strip().isalpha()]
+    return words or tokens
 
 
 def _first_rows(extended: ExtendedModel, n: int) -> list[int]:
