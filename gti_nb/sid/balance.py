@@ -38,8 +38,8 @@ def exchange_rows(
     distances: torch.Tensor,  # squared [k, n]
     labels: torch.Tensor,  # int64 [n], from `even_out`; changed in place
     rounds: int = 100,  # at most
-) -> torch.Tensor:  # labels int64 [n], with the same sizes
-    "Exchange rows between pairs of codes, each code with the partner that saves most, while that saves anything."
+) -> torch.Tensor:  # labels int64 [n], as balanced as before
+    "Exchange rows between pairs of codes, each code with the partner that saves most, until no exchange saves anything or `rounds` is reached."
     k, n = distances.shape
     code = torch.arange(k, device=labels.device)
     for _ in range(rounds):
