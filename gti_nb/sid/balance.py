@@ -39,7 +39,7 @@ def exchange_rows(
     labels: torch.Tensor,  # int64 [n], from `even_out`; changed in place
     rounds: int = 100,  # at most
 ) -> torch.Tensor:  # labels int64 [n], as balanced as before
-    "Exchange rows between pairs of codes, each code with the partner that saves most, until no exchange saves anything or `rounds` is reached."
+    "Exchange rows between pairs of codes, each code with the partner that saves most, until none saves anything or `rounds` are over."
     k, n = distances.shape
     code = torch.arange(k, device=labels.device)
     for _ in range(rounds):
