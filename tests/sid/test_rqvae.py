@@ -163,7 +163,7 @@ def half_way(tmp_path_factory) -> Path:
         (remove, "no such file"),
         (newer, "schema 2, this version reads 1"),
         (no_json, "not valid JSON"),
-        (foreign, "no RQ-VAE"),
+        (foreign, "does not describe an RQ-VAE"),
         (nan, "encoder.0.weight holds NaN"),
     ],
 )
