@@ -122,7 +122,7 @@ def test_memory_and_disk_give_the_same_arm(tokens, tmp_path):
 
 
 @pytest.mark.parametrize("version", [None, 1, 3, "2"])
-def test_another_format_is_named_and_never_half_read(tmp_path, version):
+def test_another_format_is_named_and_never_read_in_part(tmp_path, version):
     numbers = {"metrics": {"recall@10": 0.1}} | ({} if version is None else {"format": version})
     (tmp_path / "metrics.json").write_text(json.dumps(numbers))
     with pytest.raises(GTIError, match=f"an arm of format {version or 1!r}, this version reads 2"):
@@ -135,6 +135,6 @@ def test_queries_make_a_search_arm(tmp_path):
     assert result.facts["kind"] == "query" and result.evaluation.per_user_sid is None and result.metrics["users"] == 5
 
 
-def test_a_model_needs_a_place(tokens):
-    with pytest.raises(GTIError, match="save_model: the model needs a place"):
+def test_a_saved_model_needs_a_run_folder(tokens):
+    with pytest.raises(GTIError, match="save_model: the model is saved in the run folder"):
         train_arm(tokens, arm_config(**TINY, save_model=True))

@@ -134,20 +134,20 @@ def test_mixed_or_damaged_folders_are_refused(tmp_path):
     a, b = (tokenize("toy", out_dir=tmp_path / n, **{**SETTINGS, "seed": s}).folder for s, n in enumerate("ab"))
     (a / "sids" / "sids.json").write_bytes((b / "sids" / "sids.json").read_bytes())
     (a / "sids" / "sids.safetensors").write_bytes((b / "sids" / "sids.safetensors").read_bytes())
-    with pytest.raises(GTIError, match="not of one run"):
+    with pytest.raises(GTIError, match="come from different runs"):
         load_tokens(a)
     (b / "vectors.safetensors").write_bytes((b / "vectors.safetensors").read_bytes()[:-1])
     with pytest.raises(GTIError, match="damaged"):
         load_tokens(b)
 
 
-NETWORK = dict(hidden=[16], latent=4, epochs=4)  # a network of an instant
+NETWORK = dict(hidden=[16], latent=4, epochs=4)  # a network that trains in an instant
 OPTIONS = {"rqvae": NETWORK}
 
 
 @pytest.fixture
 def index(tmp_path):
-    "An index file with words of two codes for the toy films."
+    "An index file with semantic IDs of two codes for the toy films."
     sids, items = random_sids(40, 2, 8, seed=3), load_dataset("toy").items.item_id
     path = tmp_path / "toy.index.json"
     path.write_text(json.dumps({item: sids.tokens(i) for i, item in enumerate(items)}))
@@ -169,21 +169,21 @@ def test_every_quantizer_makes_a_folder_that_loads_and_is_reused(tmp_path, encod
     assert len(encoder) == 1 and [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
 
 
-def test_imported_words_are_those_of_the_file_and_a_changed_file_is_another_key(tmp_path, index):
+def test_imported_semantic_ids_are_those_of_the_file_and_a_changed_file_is_another_key(tmp_path, index):
     settings = {**SETTINGS, "quantizer": "imported", "quantizer_options": {"index": str(index)}, "collisions": "none"}
     sids = tokenize("toy", out_dir=tmp_path / "t", **settings).sids
     assert (sids.codes == random_sids(40, 2, 8, seed=3).codes).all()
     again = tokenize("toy", out_dir=tmp_path / "t", **{**settings, "levels": 4, "codes": 99, "seed": 7})  # the file has its own
     assert again.sids.content_hash == sids.content_hash
-    words = json.loads(index.read_text())
-    first, second, *_ = words
-    words[first], words[second] = words[second], words[first]
-    index.write_text(json.dumps(words))
+    imported = json.loads(index.read_text())
+    first, second, *_ = imported
+    imported[first], imported[second] = imported[second], imported[first]
+    index.write_text(json.dumps(imported))
     with pytest.raises(GTIError, match="content of the encoder or of a file has changed"):
         tokenize("toy", out_dir=tmp_path / "t", **settings)
 
 
-def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch):
+def test_an_interrupted_fit_resumes_and_ends_the_same(tmp_path, monkeypatch):
     settings = {**SETTINGS, "quantizer": "rqvae", "quantizer_options": NETWORK}
     whole = tokenize("toy", out_dir=tmp_path / "whole", **settings).sids
     fit, seen = RQVAE.fit, []
@@ -232,14 +232,16 @@ def test_queries_have_items_too(tmp_path):
 
 def test_the_template_decides_what_is_encoded(tmp_path, monkeypatch):
     heard, encode = [], module.encode_text
-    monkeypatch.setattr(module, "encode_text", lambda texts, **k: (heard.append((texts, k)), encode(texts))[1])
+
+    def listen(texts, **options):
+        heard.append((texts, options))
+        return encode(texts)
+
+    monkeypatch.setattr(module, "encode_text", listen)
     tokenize("toy", out_dir=tmp_path / "t", template="A film called {title}", precision="fp32", device="cpu", **SETTINGS)
     ((texts, options),) = heard
-    assert texts == [f"A film called {t}" for t in load_dataset("toy").items.title] and (
-        options["precision"],
-        options["device"],
-        options["model"],
-    ) == ("fp32", "cpu", "all-minilm-l6-v2")
+    assert texts == [f"A film called {t}" for t in load_dataset("toy").items.title]
+    assert (options["precision"], options["device"], options["model"]) == ("fp32", "cpu", "all-minilm-l6-v2")
 
 
 def test_a_folder_of_the_first_version_is_read_but_not_taken_for_the_same(tmp_path):

@@ -54,7 +54,7 @@ def _points(fig: go.Figure, name: str, xy: np.ndarray, texts: list[str] | None, 
 
 # %% ../../nbs/22_explore/01_explorer.ipynb #70dd5ff4
 def _layout(tokens: TokenMap, stage: str) -> dict[str, Any]:
-    "Axes wide enough for all stages, and the look."
+    "Axes wide enough for all stages, and the style of the figure."
     points = np.concatenate([tokens.pretrained_xy(), *(tokens.xy(s) for s in tokens.stages)])
     low = points.min(0)
     high = points.max(0)

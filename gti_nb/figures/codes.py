@@ -38,7 +38,7 @@ def codes_figure(
 
 
 def _usage(level: int, count: np.ndarray) -> str:
-    "Codes in use and their perplexity, in words."
+    "The heading of a level: its codes in use and their perplexity."
     p = count[count > 0] / count.sum()
     return f"level {level + 1}: {len(p)} of {len(count)} used, perplexity {np.exp(-(p * np.log(p)).sum()):.1f}"
 
@@ -68,7 +68,11 @@ def _branches(codes: np.ndarray, most: int) -> tuple[list[tuple[tuple[int, ...],
         found.append(np.stack([np.full(len(starts), level), starts, np.diff(np.append(starts, len(codes)))]))
     level, start, size = np.concatenate(found, axis=1)
     kept = np.lexsort((start, level, -size))[:most]
-    return [(tuple(ordered[start[i], : level[i] + 1].tolist()), order[start[i] : start[i] + size[i]]) for i in kept], len(level)
+    branches = []
+    for i in kept:
+        prefix = tuple(ordered[start[i], : level[i] + 1].tolist())
+        branches.append((prefix, order[start[i] : start[i] + size[i]]))
+    return branches, len(level)
 
 # %% ../../nbs/20_figures/06_codes.ipynb #4dad79a5
 def tree_figure(

@@ -113,7 +113,7 @@ def interval_figure(
 
 
 def _gains(compared: pd.DataFrame) -> pd.DataFrame:
-    "The rows of a comparison that have a gain, with metric and k apart."
+    "The rows of a comparison that have a gain, with metric and k in columns of their own."
     frame = compared.reset_index()
     need_columns(frame, ["metric", "arm", "gain", "low", "high", "p_holm"])
     frame = frame.dropna(subset="gain")

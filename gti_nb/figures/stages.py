@@ -72,7 +72,7 @@ def _arm_line(fig: go.Figure, part: pd.DataFrame, measure: str, arm: str, colour
 
 
 def _reference_lines(fig: go.Figure, frame: pd.DataFrame, measure: str, headings: list[str], where: dict[str, Any], legend: bool) -> None:
-    "A level line for pretrained rows and one for random ones, where the frame has them."
+    "A horizontal line for pretrained rows and one for random ones, where the frame has them."
     for name in ("pretrained", "random"):
         if f"{measure}_{name}" not in frame:
             continue

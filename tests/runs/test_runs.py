@@ -1,4 +1,4 @@
-"Runs as processes: what is left behind after success, failure, interruption and murder."
+"Runs as processes: what is left behind after success, failure, interruption and a kill."
 
 import json
 import os
@@ -132,7 +132,7 @@ def test_a_failed_run_is_kept_aside(tmp_path):
     assert [read_run(tmp_path / f"out.failed-{n}").status for n in (1, 2)] == ["failed", "failed"]
 
 
-def test_checkpoints_go_on_to_the_next_attempt_at_the_same_run(tmp_path):
+def test_checkpoints_move_to_the_next_attempt_at_the_same_run(tmp_path):
     path = notebook(
         tmp_path,
         "from pathlib import Path; kept = Path(out_dir)/'checkpoints'; kept.mkdir(exist_ok=True)\n"
