@@ -5,6 +5,7 @@ in which every patched function is a method in the body of its class.
 """
 
 import ast
+import os
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,9 @@ def main() -> int:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(with_methods_in_place(path.read_text()) if path.name != "_modidx.py" else path.read_text())
         ty = Path(sys.executable).with_name("ty")
-        return subprocess.run([ty, "check", "gti_nb", "--python", sys.prefix, "--output-format", "concise"], cwd=folder).returncode
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it would hide the copy
+        command = [ty, "check", "gti_nb", "--python", sys.prefix, "--output-format", "concise"]
+        return subprocess.run(command, cwd=folder, env=env).returncode
 
 
 if __name__ == "__main__":
