@@ -274,7 +274,7 @@ def test_quantizers_are_ranked_and_kept(tmp_path):
     assert sorted(zip(levels.quantizer, levels.level, strict=True)) == [(label, level) for label in labels for level in "ab"]
     for row in ranking.itertuples():
         assert row.neighbours == pytest.approx(seeds[seeds.quantizer == row.quantizer].neighbours.mean())
-    assert {"ranking", "residual", "tree", "training-1"} == {p.stem for p in (out / "figures").glob("*.html")}
+    assert {"ranking", "residual", "tree", "training-1"} <= {p.stem for p in (out / "figures").glob("*.html")}
     run = read_run(out)
     assert run.status == "finished" and run.record["metrics"]["best"] == ranking.quantizer[0]
     assert (out / "quantizers.html").read_text().count("Plotly.newPlot(") >= 4
@@ -292,7 +292,7 @@ def test_one_quantizer_and_what_its_run_keeps(tmp_path):
     }
     ran = gti("run", "tokenize", *given(settings), "--out-dir", tmp_path / "out")
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert {"codes", "residual", "tree", "training"} == {p.stem for p in (tmp_path / "out" / "figures").glob("*.html")}
+    assert {"codes", "residual", "tree", "training"} <= {p.stem for p in (tmp_path / "out" / "figures").glob("*.html")}
     report = json.loads((tmp_path / "out" / "tokens" / "report.json").read_text())
     assert (
         report["parameters"]["quantizer"] == "rqvae"

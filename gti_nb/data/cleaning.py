@@ -201,7 +201,8 @@ def clean_tables(
     if not len(events):
         counts = "; ".join(f"{k}: {v}" for k, v in report.items() if v)
         raise GTIError(
-            f"{name}: nothing is left after cleaning ({counts}); lower k_core or min_rating, or check that both tables use the same ids"
+            f"{name}: nothing is left after cleaning ({counts}); a user needs at least three events: "
+            "lower k_core or min_rating, or check that both tables use the same ids"
         )
     return _in_sequences(items, kept, events, user_ids[order], report)
 

@@ -40,7 +40,7 @@ def test_every_layout_is_recognised_beside_foreign_files_and_no_two_at_once(tmp_
         "g": {"x.item": "item_id:token\ttitle:token\n1\tA\n", "x.inter": "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\n"},
         "h": {"items.csv": "item_id,title\n1,A\n", "interactions.csv": "user_id,item_id,timestamp\nu,1,1\n"},
     }
-    assert len(folders) == len(LAYOUTS)
+    assert len(folders) == len(LAYOUTS), f"every layout needs a folder above: {', '.join(layout.name for layout in LAYOUTS)}"
     for name, files in folders.items():
         lay(tmp_path / name, files | {".DS_Store": b"x", "notes.json": "{}", "sub/items.csv": "x"})
         assert len(read_source(tmp_path / name)[1])
