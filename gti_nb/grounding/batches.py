@@ -19,7 +19,7 @@ from ..training.trainer import batch_part
 
 # %% ../../nbs/10_grounding/04_batches.ipynb #76b23250
 def _rounds(rows: np.ndarray, lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    "Batches of rows without end: all once in random order, similar lengths together, then all again."
+    "Endless batches of rows: all once in random order, similar lengths together, then all again."
     left = np.zeros(0, dtype=np.int64)
     while True:
         order = np.concatenate([left, rng.permutation(rows)])
@@ -34,13 +34,17 @@ def _rounds(rows: np.ndarray, lengths: np.ndarray, size: int, rng: np.random.Gen
 
 def _chances(pairs: pd.DataFrame, weights: dict[str, float] | None) -> dict[str, tuple[list[str], np.ndarray]]:
     "Per direction the templates, by wording, and the probability of each."
-    base, sizes = pairs.template.str.split("/").str[0], pairs.template.value_counts()
-    known = base.unique()
-    weight = dict.fromkeys(known, 1.0) if weights is None else {name: weights.get(name, 0.0) for name in known}
+    sizes = pairs.template.value_counts()  # of every template and wording
+    totals = pairs.template.str.split("/").str[0].value_counts()  # of every template, all wordings together
+    weight = dict.fromkeys(totals.index, 1.0) if weights is None else {name: weights.get(name, 0.0) for name in totals.index}
     chances = {}
     for direction in ("text_to_sid", "sid_to_text"):
         names = [str(name) for name in pairs.template[pairs.direction == direction].unique()]
-        p = np.array([weight[name.split("/")[0]] * sizes[name] / (base == name.split("/")[0]).sum() for name in names])
+        shares = []
+        for name in names:
+            template = name.split("/")[0]
+            shares.append(weight[template] * sizes[name] / totals[template])
+        p = np.array(shares)
         if p.sum() > 0:
             chances[direction] = names, p / p.sum()
     if not chances:
@@ -91,7 +95,7 @@ class DrawnAnswers:
         self,
         targets: SharedTargets,  # what to draw from
         items: np.ndarray,  # row number of the item of every pair
-        n_pretrained: int,  # pretrained tokens, in front of the codes' tokens
+        n_pretrained: int,  # pretrained tokens, whose ids come before those of the codes
         seed: int = 0,  # of the draws, with the step
     ):
         self.targets, self.items, self.seed = targets, items, seed

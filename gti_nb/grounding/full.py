@@ -101,7 +101,8 @@ def ground_full(
     config = config or FullConfig()
     rows_train = config.pretrained_rows == "trained"
     extended.train_only(backbone=True, pretrained_rows=rows_train)
-    before, loss = extended.pretrained_hash(backbone=False), PairLoss(extended)
+    before = extended.pretrained_hash(backbone=False)
+    loss = PairLoss(extended)
     train, held = (encode_pairs(extended, part, config.max_text_tokens) for part in (pairs.train, pairs.heldout))
     batches = PairBatches(train, pair_schedule(train, config))
     heldout = dict(before=_evaluate(loss, held))

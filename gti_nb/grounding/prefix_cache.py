@@ -78,14 +78,14 @@ class TensorFile:
 # %% ../../nbs/10_grounding/02_prefix_cache.ipynb #8a2b0006
 @dataclass
 class PromptState:
-    "What a frozen model makes of a prompt that contains no new token."
+    "What a frozen model computes for a prompt that contains no new token."
 
-    kv: torch.Tensor  # keys and values [layers, 2, heads, tokens, d_head] of the tokens behind the template's beginning
+    kv: torch.Tensor  # keys and values [layers, 2, heads, tokens, d_head] of the tokens after the template's beginning
     hidden: torch.Tensor  # last hidden state [d]
     pretrained_lse: torch.Tensor  # log of the sum of exp(logit) over the pretrained tokens, fp32 scalar
 
     def bytes(self) -> int:
-        "Room that the state takes."
+        "Bytes that the state takes."
         return sum(t.numel() * t.element_size() for t in (self.kv, self.hidden, self.pretrained_lse))
 
 
@@ -121,7 +121,7 @@ class PrefixCache:
 # %% ../../nbs/10_grounding/02_prefix_cache.ipynb #8a2b0007
 @patch
 def _run(self: PrefixCache, ids: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    "Keys and values [layers, 2, batch, heads, tokens, d_head] and hidden states [batch, tokens, d] of ids [batch, tokens] behind a past."
+    "Keys and values [layers, 2, batch, heads, tokens, d_head] and hidden states [batch, tokens, d] of ids [batch, tokens] after a past."
     cache = past_cache(before)
     start = cache.get_seq_length()
     self.computed_tokens += ids.numel()
@@ -150,7 +150,7 @@ def beginning(
     self: PrefixCache,
     ids: Ids,  # a template's beginning
 ) -> PromptState:
-    "What is known of a template's beginning."
+    "The state of a template's beginning."
     if ids not in self.beginnings:
         kv, hidden = self._run(torch.tensor([ids]), None)
         self.beginnings[ids] = PromptState(kv[:, :, 0], hidden[0, -1], self._pretrained_lse(hidden[:, -1])[0])
@@ -159,7 +159,7 @@ def beginning(
 
 @patch
 def _compute(self: PrefixCache, fixed: Ids, texts: list[Ids]) -> dict[Ids, PromptState]:
-    "The states of texts behind a template's beginning, computed together."
+    "The states of texts after a template's beginning, computed together."
     before = self.beginning(fixed).kv[:, :, None].expand(-1, -1, len(texts), -1, -1, -1)
     kv, hidden = self._run(pad(texts), before)
     last = torch.stack([hidden[b, len(text) - 1] for b, text in enumerate(texts)])
@@ -184,7 +184,7 @@ def _keep(self: PrefixCache, key: tuple[Ids, Ids], state: PromptState) -> None:
                 raise
             warnings.warn(
                 f"{tempfile.gettempdir()}: no room for more frozen prompts after {self.bytes / 1e6:.0f} MB; the others are computed "
-                "again each time, which is slower; free some space, or set TMPDIR to another folder",
+                "anew each time, which is slower; free some space, or set TMPDIR to another folder",
                 stacklevel=4,
             )
             self.budget = self.bytes
@@ -228,9 +228,9 @@ def plan(
 def states(
     self: PrefixCache,
     fixed: Ids,  # a template's beginning
-    texts: list[Ids],  # the items' texts behind it
+    texts: list[Ids],  # the items' texts after it
 ) -> list[PromptState]:  # one per text
-    "What is known of prompts, kept or computed."
+    "The states of prompts, kept or computed."
     groups = {}
     for text in texts:
         group = None if (fixed, text) in self.kept else self.group_of.get((fixed, text))

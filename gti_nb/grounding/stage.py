@@ -41,7 +41,7 @@ class GroundingConfig:
     learning_rate: float = 1e-2  # peak, of the new rows, which are all that trains
     warmup_steps: int = 10  # linear warm-up
     lr_scheduler_type: str = "linear"  # decay, a name `TrainingArguments` knows
-    share_text_to_sid: float = 0.8  # share of steps in this direction, 0 to 1; it is the cheap one
+    share_text_to_sid: float = 0.8  # share of steps in this direction, 0 to 1; its steps cost less
     template_weights: dict[str, float] | None = None  # template -> weight among those of its direction; None weights them equally
     soften: float = 0.0  # temperature of shared targets, as `SharedTargets` takes it; 0 gives an item's own codes the whole target
     max_text_tokens: int = 128  # tokens of an item's text; longer texts lose their end
@@ -94,7 +94,7 @@ def _shared_targets(
     if not config.soften:
         return None
     if extended.sids is None or "item" not in pairs.train:
-        raise GTIError("soften: shares targets among the codes of items, and these are pairs of described tokens; set soften=0")
+        raise GTIError("soften: shares targets among the codes of items, but these are pairs of described tokens; set soften=0")
     if vectors is None:
         raise GTIError("soften: needs the vectors that were tokenized; pass vectors=")
     return SharedTargets(extended.sids, vectors, config.soften)
@@ -128,7 +128,7 @@ def stage_checkpoints(
     config: GroundingConfig,
     out_dir: str | Path | None,  # None keeps no checkpoints
     force: bool = False,  # resume from another run's checkpoint too
-    **hashes: str,  # what else goes in: name -> content hash
+    **hashes: str,  # of further inputs: name -> content hash
 ) -> Checkpoints | None:
     "Where a grounding stage keeps its state, and what identifies the run."
     if out_dir is None or not config.save_steps:
@@ -201,7 +201,7 @@ def ground(
     extended: ExtendedModel,  # its new rows are trained in place
     pairs: GroundingPairs,
     config: GroundingConfig | None = None,  # None takes the defaults
-    out_dir: str | Path | None = None,  # `grounding.safetensors`, the new rows, is written here, and checkpoints on the way
+    out_dir: str | Path | None = None,  # the new rows are written here as `grounding.safetensors`, and checkpoints while it trains
     callbacks: Sequence[TrainerCallback] = (),  # callbacks of `Trainer`
     force: bool = False,  # resume from a checkpoint in out_dir even if it is another run's
     progress: bool = True,  # show the progress bar

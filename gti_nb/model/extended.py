@@ -52,7 +52,7 @@ def token_ids(self: ExtendedModel) -> torch.Tensor:
 # %% ../../nbs/06_model/04_extended.ipynb #0159af40
 @patch(as_prop=True)
 def pairs(self: ExtendedModel) -> list[tuple[str, list[int]]] | None:
-    "For described tokens each text, and the new rows of the tokens it describes; None for semantic IDs."
+    "For described tokens, each text with the new rows of the tokens it describes; None for semantic IDs."
     if self.descriptions is None:
         return None
     row = {name: i for i, name in enumerate(self.token_names)}

@@ -57,7 +57,7 @@ def save(
 
 # %% ../../nbs/06_model/03_files.ipynb #a8935bd3
 def _read_about(folder: Path) -> dict:
-    "What `gti.json` of a saved folder says."
+    "The content of `gti.json` in a saved folder."
     if not (folder / "gti.json").exists():
         raise GTIError(f"{folder}: no gti.json, so not a folder that ExtendedModel.save wrote; load base models with load_base")
     about = read_json(folder / "gti.json")
@@ -66,8 +66,8 @@ def _read_about(folder: Path) -> dict:
     return about
 
 
-def _rows_behind(model: PreTrainedModel, n_pretrained: int) -> list[Tensor]:
-    "Copies, in fp32, of the rows behind the pretrained ones: of embedding, head, and the head's bias if it has one."
+def _rows_after(model: PreTrainedModel, n_pretrained: int) -> list[Tensor]:
+    "Copies, in fp32, of the rows after the pretrained ones: of the embedding, the head, and the head's bias if it has one."
     head = model.get_output_embeddings()
     found = [weight_matrix(model.get_input_embeddings()), weight_matrix(head), getattr(head, "bias", None)]
     return [values.detach()[n_pretrained:].float().clone() for values in found if values is not None]
@@ -82,7 +82,7 @@ def load(
     folder = Path(folder)
     about = _read_about(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto").eval()
-    rows, head_rows, *bias = _rows_behind(model, about["n_pretrained"])
+    rows, head_rows, *bias = _rows_after(model, about["n_pretrained"])
     split_modules(model, about["n_pretrained"], len(about["token_names"]))
     sids = SemanticIds.load(folder / "sids") if (folder / "sids").exists() else None
     descriptions = about["descriptions"]

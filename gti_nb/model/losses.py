@@ -37,7 +37,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden, new, new_bias, pretrained, pretrained_bias, targets, cap, block):
-        need, n_pretrained = any(ctx.needs_input_grad), len(pretrained)
+        need = any(ctx.needs_input_grad)
+        n_pretrained = len(pretrained)
         rows = new.to(hidden.dtype)
         bias = None if new_bias is None else new_bias.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float32)

@@ -30,7 +30,7 @@ class SplitRows(nn.Module):
 
 # %% ../../nbs/06_model/00_rows.ipynb #1e1a1754
 class SplitEmbedding(nn.Module):
-    "Looks token ids up in `SplitRows`."
+    "Looks up token ids in `SplitRows`."
 
     rows: SplitRows
 
@@ -57,8 +57,8 @@ class SplitEmbedding(nn.Module):
         is_new = ids >= len(pretrained)  # [batch, tokens]
         x = F.embedding(ids.masked_fill(is_new, 0), pretrained)  # [batch, tokens, d]
         if is_new.any():
-            y = F.embedding((ids - len(pretrained)).clamp(min=0), new).to(pretrained.dtype)
-            x = torch.where(is_new.unsqueeze(-1), y, x)
+            x_new = F.embedding((ids - len(pretrained)).clamp(min=0), new).to(pretrained.dtype)  # [batch, tokens, d]
+            x = torch.where(is_new.unsqueeze(-1), x_new, x)
         return x if self.scale is None else x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
 
 # %% ../../nbs/06_model/00_rows.ipynb #b9f26fed
@@ -116,7 +116,7 @@ def trained_rows(
 ) -> torch.Tensor:  # bool [n]; all True if no row differs from every other row
     "Which rows pretraining used: those whose values no other row shares (zeros and reserved tokens repeat)."
     left = torch.arange(len(weight))  # rows that may equal another one
-    keys = torch.randint(1, 2**62, (weight.shape[1],), generator=torch.Generator().manual_seed(0))
+    keys = torch.randint(1, 2**62, (weight.shape[1],), generator=torch.Generator().manual_seed(0))  # equal rows get equal hashes
     for columns in (16, weight.shape[1]):  # most rows already differ in their first values
         bits = weight.detach()[left.to(weight.device), :columns].float().cpu().contiguous().view(torch.int32)
         _, group, size = ((bits.long() * keys[:columns]).sum(1)).unique(return_inverse=True, return_counts=True)

@@ -109,7 +109,7 @@ def pretrained_head_rows(self: SplitModel) -> torch.Tensor:
 # %% ../../nbs/06_model/01_split.ipynb #ecd10087
 @patch(as_prop=True)
 def device(self: SplitModel) -> torch.device:
-    "Where the model is."
+    "The device that the model is on."
     return self.new_rows.device
 
 
@@ -172,7 +172,7 @@ def pretrained_hash(
     self: SplitModel,
     backbone: bool = True,  # include the backbone, not only the pretrained rows
 ) -> str:  # 16 hexadecimal digits
-    "Content hash of all pretrained parameters: equal before and after a stage, it proves that the stage did not change them."
+    "Content hash of all pretrained parameters: if it is the same before and after a stage, the stage did not change them."
     parameters = self.pretrained_row_parameters() + (self.backbone_parameters() if backbone else [])
     return content_hash(*[p.detach() for p in parameters])
 

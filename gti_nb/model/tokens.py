@@ -17,7 +17,7 @@ from ..core import GTIError
 
 # %% ../../nbs/06_model/02_tokens.ipynb #59850e82
 def _check_names(names: Sequence[str], vocabulary: dict[str, int]) -> None:
-    "Refuse names that are known, repeat, or could be ordinary text."
+    "Refuse names that the tokenizer knows, that repeat, or that could be ordinary text."
     known = [name for name in names if name in vocabulary]
     if known:
         raise GTIError(
@@ -29,8 +29,8 @@ def _check_names(names: Sequence[str], vocabulary: dict[str, int]) -> None:
     for name in names:
         if not name.isprintable() or name != name.strip() or all(c.isalnum() or c.isspace() for c in name):
             raise GTIError(
-                f"new tokens: got the name {name!r}; a name needs a sign that sets it apart from ordinary words, "
-                "no space at its ends, and printable characters only, as in '<tool_1>'"
+                f"new tokens: got the name {name!r}; a name needs a symbol that sets it apart from ordinary words, "
+                "no space at either end, and only printable characters, as in '<tool_1>'"
             )
 
 
@@ -65,7 +65,7 @@ def _checked_pair(i: int, text: Any, tokens: Any) -> tuple[str, list[str]]:
     if isinstance(tokens, str) or not isinstance(tokens, Sequence):
         tokens = [tokens]
     if not tokens or not all(isinstance(token, str) for token in tokens):
-        raise GTIError(f"new_tokens: the tokens of pair {i} are {list(tokens)!r}, expected names, as text")
+        raise GTIError(f"new_tokens: the tokens of pair {i} are {list(tokens)!r}, expected one or more token names")
     if not isinstance(text, str):
         named = ", ".join(map(repr, tokens))
         raise GTIError(f"new_tokens: the description of {named} is {text!r}, expected text; use '' where there is none")

@@ -35,19 +35,20 @@ class Checkpoints:
     folder: Path  # holds one folder per checkpoint
     every: int  # steps between two checkpoints
     key: dict[str, Any]  # name -> hash or setting; a checkpoint with another key is refused
-    force: bool = False  # resume from a checkpoint with another key all the same, with a warning
+    force: bool = False  # resume even from a checkpoint with another key, with a warning
     extra: dict[str, torch.Tensor] = field(default_factory=dict)  # more tensors to keep; filled when a checkpoint is resumed
-    layout: dict[str, Any] = field(default_factory=dict)  # name -> setting of how a step is computed; if it differs, a result is not exact
+    layout: dict[str, Any] = field(default_factory=dict)  # name -> how a step is computed; if it differs, the result is not exact
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #6d2c0004
 def run_key(
     settings: Any,  # the stage's settings, a dataclass
     ignore: Sequence[str] = (),  # more fields that do not identify the run, beside `save_steps` and `report_to`
-    **hashes: str,  # what goes in: name -> content hash
+    **hashes: str,  # of the inputs: name -> content hash
 ) -> dict[str, Any]:  # name -> hash, and "setting <field>" -> value
     "What two runs must share for one to resume the other."
     free = {"save_steps", "report_to", *ignore}
-    return {**hashes, **{f"setting {name}": value for name, value in asdict(settings).items() if name not in free}}
+    kept = {f"setting {name}": value for name, value in asdict(settings).items() if name not in free}
+    return {**hashes, **kept}
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #352bd63f
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -95,7 +96,7 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    "Write a safetensors file; a refusal of the disk is an `OSError`, as with any other file."
+    "Write a safetensors file; an error of the disk is raised as an `OSError`, as with any other file."
     try:
         safetensors.torch.save_file(tensors, path)
     except SafetensorError as e:
@@ -109,7 +110,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,  # its parameters are what trains
     records: Sequence[dict] = (),  # the losses so far
     processes: int = 1,  # processes that train together; all of them must call
-    write: bool = True,  # False in all of them but one: they only hand in their parts of a sharded model
+    write: bool = True,  # False in all processes but one: those only contribute their parts of a sharded model
 ) -> Path:  # the checkpoint's folder
     "Write everything a stage needs to resume from this step, and remove all but the two latest checkpoints."
     new = checkpoints.folder / f"step-{step:06d}"
@@ -145,7 +146,8 @@ class Checkpoint:
 
 def _read(path: Path) -> Checkpoint:
     "Read a checkpoint and check its hash."
-    about, file = read_json(path / "state.json"), path / "state.safetensors"
+    about = read_json(path / "state.json")
+    file = path / "state.safetensors"
     if about.get("schema") != 1:
         raise GTIError(
             f"{path}: schema {about.get('schema')!r}, this version reads 1; "
@@ -158,8 +160,9 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _check_key(path: Path, theirs: dict[str, Any], checkpoints: Checkpoints) -> None:
-    "Refuse a checkpoint of another run, or warn if it was forced."
-    ours, differ = checkpoints.key, []
+    "Refuse a checkpoint from another run, or warn if it was forced."
+    ours = checkpoints.key
+    differ = []
     for name in sorted({*theirs, *ours}):
         if theirs.get(name) != ours.get(name):
             differ.append(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here")
@@ -167,9 +170,10 @@ def _check_key(path: Path, theirs: dict[str, Any], checkpoints: Checkpoints) -> 
         return
     if not checkpoints.force:
         raise GTIError(
-            f"{path}: of another run ({'; '.join(differ)}); use another out_dir, remove {checkpoints.folder}, or set force=True to force it"
+            f"{path}: from another run ({'; '.join(differ)}); "
+            f"use another out_dir, remove {checkpoints.folder}, or set force=True to resume anyway"
         )
-    warnings.warn(f"{path}: of another run ({'; '.join(differ)}); resumed all the same, because of force=True", stacklevel=3)
+    warnings.warn(f"{path}: from another run ({'; '.join(differ)}); resumed anyway, because of force=True", stacklevel=3)
 
 
 def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -178,7 +182,9 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor],
         for i, p in enumerate(group["params"]):
             saved = tensors.get(f"{g}.{i}")
             if saved is None or saved.shape != p.shape:
-                raise GTIError(f"{path}: holds no parameter {g}.{i} of shape {tuple(p.shape)}; it is of another model, use another out_dir")
+                raise GTIError(
+                    f"{path}: holds no parameter {g}.{i} of shape {tuple(p.shape)}; it belongs to another model, use another out_dir"
+                )
             p.data.copy_(_like(saved, p))
             moments = {name: tensors.get(f"{g}.{i}.{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
             moments = {name: value for name, value in moments.items() if value is not None}
@@ -212,7 +218,7 @@ def finish_step_first(
 
     def note(number, frame):
         arrived.append(number)
-        for s, handler in before.items():
+        for s, handler in before.items():  # so that a second signal takes effect at once
             signal.signal(s, handler)
 
     if enabled and threading.current_thread() is threading.main_thread():

@@ -58,7 +58,7 @@ def check_reports(
     except (ValueError, RuntimeError, ImportError) as e:
         raise GTIError(f"report_to: got {report_to!r}: {e}") from e
     if report_to == "tensorboard" and checkpoints is None:
-        raise GTIError("report_to: 'tensorboard' writes files; set out_dir (and save_steps), they go to its folder `runs`")
+        raise GTIError("report_to: 'tensorboard' writes files; set out_dir (and save_steps), they are written to its folder `runs`")
 
 # %% ../../nbs/08_training/03_stage.ipynb #8f1b0005
 def has_dropout(
@@ -69,7 +69,7 @@ def has_dropout(
 
 
 def _is_exact(checkpoint: Checkpoint, checkpoints: Checkpoints, module: nn.Module, processes: int) -> bool:
-    "Whether a run that resumes here gives the bits of an uninterrupted one."
+    "Whether a run that resumes here gives the same bits as an uninterrupted one."
     if checkpoint.processes != processes:
         warnings.warn(
             f"{checkpoints.folder}: written by {checkpoint.processes} processes, now {processes}; "
@@ -84,7 +84,7 @@ def _is_exact(checkpoint: Checkpoint, checkpoints: Checkpoints, module: nn.Modul
 def _resume(
     checkpoints: Checkpoints | None, optimizer: torch.optim.Optimizer, module: nn.Module, processes: int
 ) -> tuple[Checkpoint | None, list[dict]]:
-    "The latest checkpoint, read into the optimizer; and what the result says of it."
+    "The latest checkpoint, read into the optimizer, and the entry for `resumed` in the result."
     checkpoint = None if checkpoints is None else load_checkpoint(checkpoints, optimizer)
     if checkpoints is None or checkpoint is None:
         return None, []
@@ -92,7 +92,7 @@ def _resume(
 
 
 def _saver(checkpoints: Checkpoints | None, optimizer: torch.optim.Optimizer, trainer: StageTrainer) -> Callable[[int], None]:
-    "What writes a checkpoint after a step; called in every process."
+    "A function that writes a checkpoint after a step; every process calls it."
 
     def save(step: int) -> None:
         if checkpoints is not None:

@@ -61,7 +61,7 @@ def batch_part(
 
 
 class BatchParts(Dataset):
-    "The parts of the batches that one process computes, in order, from a step on."
+    "The parts of the batches that one process computes, in order."
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class StageTrainer(Trainer):
                 "Lower learning_rate, or set precision='fp32'"
             )
         self.pending.append((direction, share * value, tasks))
-        return loss * (share * self.args.world_size * self.args.gradient_accumulation_steps)  # both are divided out again
+        return loss * (share * self.args.world_size * self.args.gradient_accumulation_steps)  # `Trainer` divides by both
 
     def training_step(self, model, inputs, *args, **kwargs):
         try:
@@ -162,7 +162,7 @@ def training_arguments(
 
 
 def _advance(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
-    "Bring a learning-rate schedule to where it was after some steps."
+    "Advance a learning-rate schedule by some steps."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the optimizer took these steps before the interruption
         for _ in range(steps):

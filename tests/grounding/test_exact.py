@@ -110,7 +110,7 @@ def algorithm_1(extended, pairs, side: str):
 
 
 def peft(extended, pairs, side: str):
-    "PEFT's trainable tokens. Its wrapper of a head leaves the bias out: it is added behind it, and trains as in Algorithm 1."
+    "PEFT's trainable tokens. Its wrapper of a head leaves the bias out, so a hook adds it to the logits; it trains as in Algorithm 1."
     from peft import LoraConfig, get_peft_model
 
     plain, n_pretrained = extended.merge(), extended.n_pretrained
@@ -179,7 +179,7 @@ def compare(name, side, cache, accumulation, steps=20, size=8, learning_rate=1e-
     mine = run(parameters, step, schedule, extended.n_new, learning_rate)
     assert_same(mine, reference)
     assert_same(mine, theirs)
-    assert extended.pretrained_hash() == before, "an old row moved"
+    assert extended.pretrained_hash() == before, "a pretrained row moved"
     met = Counter(PairBatches(pairs, schedule).prompts())
     return prefixes, {text for text, times in met.items() if times > 1 and text[1]}
 

@@ -1,4 +1,4 @@
-"The frozen-prefix grounding loss against Algorithm 1, and what the stage leaves alone."
+"The frozen-prefix grounding loss against Algorithm 1, and what the stage does not change."
 
 import os
 import signal
@@ -112,11 +112,11 @@ def test_gradient_equals_algorithm_1_on_smollm2(direction, toy):
 def test_only_the_new_rows_move(base, precision, toy):
     sids = toy_sids()
     extended = ExtendedModel.extend(*load_base(base), sids)
-    old = {n: p.detach().clone() for n, p in extended.model.named_parameters() if not n.endswith(".new")}
+    before = {n: p.detach().clone() for n, p in extended.model.named_parameters() if not n.endswith(".new")}
     start = [p.detach().clone() for p in extended.new_parameters()]
     ground(extended, grounding_pairs(toy, sids), GroundingConfig(steps=4, batch_size=4, precision=precision), progress=False)
     now = dict(extended.model.named_parameters())
-    assert old and all(torch.equal(now[n], p) for n, p in old.items())
+    assert before and all(torch.equal(now[n], p) for n, p in before.items())
     assert all(not torch.equal(p, s) for p, s in zip(extended.new_parameters(), start, strict=True))
     assert extended.new_rows.dtype == torch.float32
 
@@ -297,7 +297,7 @@ def assert_same_rows(a, b, exact=True):
 
 
 def test_killed_and_resumed_gives_the_same_bits(tmp_path):
-    "SIGKILL in several steps of one run, each time resumed: the rows of a run that was left alone."
+    "SIGKILL in several steps of one run, each time resumed: the rows of an uninterrupted run."
     whole = stage(tmp_path, "whole")
     assert whole.returncode == 0, whole.stderr
     for step in (1, 4, 7):

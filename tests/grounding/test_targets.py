@@ -22,7 +22,7 @@ from gti_nb.sid.kmeans import RQKMeans
 
 @pytest.fixture(scope="module")
 def toy():
-    "Films, their vectors, and semantic IDs with a level that no vector tells."
+    "Films, their vectors, and semantic IDs with a third level without vectors."
     dataset = load_dataset("toy")
     vectors = F.normalize(torch.randn(dataset.n_items, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     return dataset, vectors, RQKMeans(levels=2, codes=5).fit(vectors).resolve("extra_level")
@@ -34,7 +34,7 @@ def test_draws_follow_the_shares_and_the_seed_alone(toy):
     codes, shares = targets.draw(item, seed=0)
     found = torch.bincount(codes[:, 0], minlength=5) / 4000
     assert (found - shares[0][0]).abs().max() < 0.05
-    for first in codes[:, 0].unique():  # what is left behind a drawn code decides the next target
+    for first in codes[:, 0].unique():  # what a drawn code leaves of the vector decides the next target
         left, at = vectors[0].double() - sids.codebooks[0][first].double(), codes[:, 0] == first
         expected = (-(left - sids.codebooks[1].double()).square().sum(1) / targets.temperature[1]).softmax(0).float()
         torch.testing.assert_close(shares[1][at], expected.expand(int(at.sum()), -1))
@@ -109,7 +109,7 @@ def test_parts_of_a_batch_are_the_batch(toy):
     torch.testing.assert_close(*rows, atol=1e-4, rtol=1e-3)
 
 
-def test_a_run_with_other_targets_does_not_go_on_from_a_checkpoint(toy, tmp_path):
+def test_a_run_with_other_targets_does_not_resume_from_a_checkpoint(toy, tmp_path):
     dataset, vectors, sids = toy
 
     class Stop(Exception):
@@ -147,6 +147,6 @@ def test_what_cannot_be_shared_is_refused(toy):
         GroundingConfig(soften=-1)
     with pytest.raises(GTIError, match="leave it at 0"):
         FullConfig(soften=0.3)
-    words = ExtendedModel.extend(*load_base("tiny-llama"), {"<sun>": "shines", "<moon>": "shines at night"})
+    described = ExtendedModel.extend(*load_base("tiny-llama"), {"<sun>": "shines", "<moon>": "shines at night"})
     with pytest.raises(GTIError, match="described tokens"):
-        ground(words, described_pairs(words), GroundingConfig(steps=1, soften=0.3), vectors=vectors)
+        ground(described, described_pairs(described), GroundingConfig(steps=1, soften=0.3), vectors=vectors)

@@ -139,7 +139,7 @@ def test_start(base, name, sids, given):
     first = [p.detach().clone() for p in model.new_parameters()]
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in first) and model.pretrained_hash() == before
     assert 0 < report.p_new <= report.p_new_max < 1 and 0 < report.kl <= report.kl_max and report.safe == (report.p_new <= 0.1)
-    assert report.kl_max == pytest.approx(-math.log1p(-report.p_new_max), rel=1e-3)  # KL(p_old || p) = -ln(1 - p_new)
+    assert report.kl_max == pytest.approx(-math.log1p(-report.p_new_max), rel=1e-3)  # KL(p_pre || p) = -ln(1 - p_new)
     assert (report.head_spread_ratio is None) == (report.head_effective_rank is None) == model.tied
     initialize(model, "mean", prompts=PROMPTS[:1])
     for p, start in zip(model.new_parameters(), draw_start(model, name, **given, seed=3), strict=True):
@@ -206,10 +206,10 @@ def test_hf_default_has_the_moments_of_transformers(base):
     matrix_rows = draw_start(model, "hf_default")
     bias = matrix_rows.pop() if base.endswith("biased") else None
     assert len(matrix_rows) == 2 - model.tied
-    for rows, old in zip(matrix_rows, [model.pretrained_rows, model.pretrained_head_rows], strict=False):
-        centred = old - old.mean(0)
-        root = torch.linalg.cholesky(1e-9 * (centred.T @ centred / len(old)).double())
-        white = torch.linalg.solve_triangular(root, (rows.double() - old.double().mean(0)).T, upper=False)
+    for rows, pretrained in zip(matrix_rows, [model.pretrained_rows, model.pretrained_head_rows], strict=False):
+        centred = pretrained - pretrained.mean(0)
+        root = torch.linalg.cholesky(1e-9 * (centred.T @ centred / len(pretrained)).double())
+        white = torch.linalg.solve_triangular(root, (rows.double() - pretrained.double().mean(0)).T, upper=False)
         assert white.square().mean().item() == pytest.approx(1, abs=0.1)  # 12,800 numbers
     if bias is not None:
         assert (
@@ -241,7 +241,7 @@ def test_random_starts_of_both_matrices(base):
         [int((E == row).all(1).nonzero()[0][0]) for row in rows]
         for rows, E in zip(drawn(model, "vocab_sample"), matrices(model), strict=True)
     ]
-    assert both[0] == both[1] and len(set(both[0])) > 200, "the same word in both matrices, with its bias"
+    assert both[0] == both[1] and len(set(both[0])) > 200, "the same token in both matrices, with its bias"
     wanted = np.cov(matrices(model)[1].T, bias=True)
     rows = np.concatenate([drawn(model, "normal_matched", seed=s)[1] for s in range(20)])
     assert np.linalg.norm(np.cov(rows.T) - wanted) < 0.12 * np.linalg.norm(wanted), "a bias varies together with its row"
@@ -412,7 +412,7 @@ def test_suffixes_by_hand(base, sids, given):
 
 
 def mean_state(model: ExtendedModel, template, level: int) -> torch.Tensor:
-    "Mean over the neutral texts, or over sixteen items' codes behind them, of the last hidden state, one forward pass each."
+    "Mean over the neutral texts, or over sixteen items' codes after them, of the last hidden state, one forward pass each."
     prompt, states = encode_template(model.tokenizer, template), []
     items = (
         torch.randint(model.sids.n_items, (16,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -453,16 +453,16 @@ def test_equal_prior_by_hand(base, sids, given):
 
 
 def test_equal_prior_of_described_tokens():
-    words = ExtendedModel.extend(*load_base("tiny-llama"), [("one", "<w_0>"), ("two things", ["<w_1>", "<w_2>"])])
-    plain, equal = (draw_start(words, name)[0] for name in ("text_mean", "text_mean+equal_prior"))
+    described = ExtendedModel.extend(*load_base("tiny-llama"), [("one", "<w_0>"), ("two things", ["<w_1>", "<w_2>"])])
+    plain, equal = (draw_start(described, name)[0] for name in ("text_mean", "text_mean+equal_prior"))
     assert not torch.equal(plain, equal) and torch.equal(equal[1], equal[2])
-    assert torch.allclose(draw_start(words, "mean+equal_prior")[0], draw_start(words, "mean")[0], atol=1e-7)
+    assert torch.allclose(draw_start(described, "mean+equal_prior")[0], draw_start(described, "mean")[0], atol=1e-7)
 
 
 def test_suffixes_that_have_nothing_to_do():
-    words = ExtendedModel.extend(*load_base("tiny-llama"), {"<w_0>": "one", "<w_1>": "two"})
-    assert torch.equal(draw_start(words, "text_mean+level_offset")[0], draw_start(words, "text_mean")[0])
-    assert torch.equal(draw_start(words, "mean+centred_scale")[0], draw_start(words, "mean")[0])
+    described = ExtendedModel.extend(*load_base("tiny-llama"), {"<w_0>": "one", "<w_1>": "two"})
+    assert torch.equal(draw_start(described, "text_mean+level_offset")[0], draw_start(described, "text_mean")[0])
+    assert torch.equal(draw_start(described, "mean+centred_scale")[0], draw_start(described, "mean")[0])
 
 
 def test_names_of_composed_starts(tmp_path):
@@ -560,7 +560,7 @@ def test_items_without_text_do_not_count(sids, vectors):
 
 
 def test_codes_without_geometry_start_at_the_mean(sids, given, dataset):
-    "The extra level that tells colliding items apart has no codebook vectors, but it has main effects."
+    "The extra level that distinguishes colliding items has no codebook vectors, but it has main effects."
     resolved = SemanticIds(torch.cat([sids.codes, torch.arange(40)[:, None] % 3], 1), [*sids.codebooks, torch.zeros(3, 0)])
     model = make_extended("tiny-llama", resolved)
     E = matrices(model)[0]
@@ -589,7 +589,7 @@ def test_codebooks_of_another_space(sids, given, vectors):
         draw_start(with_vectors, "focus", words=given["words"])
 
 
-def test_what_is_missing_is_asked_for(sids, dataset, vectors, words):
+def test_the_error_names_a_missing_input(sids, dataset, vectors, words):
     model = make_extended("tiny-llama", sids)
     for name, given, argument in (
         ("text_mean", {}, "dataset"),
@@ -605,7 +605,7 @@ def test_what_is_missing_is_asked_for(sids, dataset, vectors, words):
     with pytest.raises(GTIError, match="codebooks of these semantic IDs have none; pass vectors="):
         draw_start(make_extended("tiny-llama"), "focus", words=words)
     for bad, message in (
-        (vectors[:9], "got shape \\(9, 6\\), the semantic IDs are 40"),
+        (vectors[:9], "got shape \\(9, 6\\), expected \\[40, d_text\\], one row per item"),
         (vectors[0], "expected \\[40, d_text\\]"),
         (vectors / 0, "rows hold NaN"),
     ):
@@ -626,7 +626,7 @@ def test_a_refused_start_changes_nothing(dataset):
             initialize(model, name, dataset=data)
     small = load_dataset("toy")
     small.items = small.items[:10]
-    with pytest.raises(GTIError, match="has 10 items, the semantic IDs 40"):
+    with pytest.raises(GTIError, match="has 10 items, the semantic IDs have 40"):
         initialize(model, "text_mean", dataset=small)
     assert torch.equal(model.new_rows, before)
 
@@ -664,8 +664,8 @@ def test_safety_figures_against_the_full_softmax_of_a_plain_model(base, sids):
     )  # tiny models have no bias that a configuration could ask for
     for prompt in PROMPTS:
         p = plain(torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False)])).logits[0].double().softmax(-1)
-        old = p[:, : model.n_pretrained] / p[:, : model.n_pretrained].sum(1, keepdim=True)
-        wanted.append(torch.stack([p[:, model.n_pretrained :].sum(1), (old * (old / p[:, : model.n_pretrained]).log()).sum(1)]))
+        p_pre = p[:, : model.n_pretrained] / p[:, : model.n_pretrained].sum(1, keepdim=True)
+        wanted.append(torch.stack([p[:, model.n_pretrained :].sum(1), (p_pre * (p_pre / p[:, : model.n_pretrained]).log()).sum(1)]))
     for found, right in zip(new_token_mass(model, PROMPTS), torch.cat(wanted, 1), strict=True):
         assert torch.allclose(found.double(), right.detach(), rtol=1e-4, atol=1e-6)
 
@@ -679,13 +679,16 @@ def test_report_against_plain_formulas(sids, tmp_path):
         return (model.new_rows if context.matrix == "embedding" else model.new_head_rows).detach().clone()
 
     report = initialize(model, as_it_is)
-    for prefix, new, old in (("", model.new_rows, model.pretrained_rows), ("head_", model.new_head_rows, model.pretrained_head_rows)):
-        new, old = new.detach().double().numpy(), old.detach().double().numpy()
+    for prefix, new, pretrained in (
+        ("", model.new_rows, model.pretrained_rows),
+        ("head_", model.new_head_rows, model.pretrained_head_rows),
+    ):
+        new, pretrained = new.detach().double().numpy(), pretrained.detach().double().numpy()
         s, centred = np.linalg.svd(new)[1], np.linalg.svd(new - new.mean(0))[1]
         wanted = dict(
             norm_new=np.median(np.linalg.norm(new, axis=1)),
-            norm_pretrained=np.median(np.linalg.norm(old, axis=1)),
-            spread_ratio=spread(new) / spread(old),
+            norm_pretrained=np.median(np.linalg.norm(pretrained, axis=1)),
+            spread_ratio=spread(new) / spread(pretrained),
             effective_rank=rank(s),
             effective_rank_centred=rank(centred[centred > 1e-9]),
         )

@@ -32,7 +32,7 @@ TOOLS = {"<calculator>": "adds and multiplies numbers", "<calendar>": "knows the
 PAIRS = [("adds and multiplies", "<calculator>"), ("turns 3 feet into metres", ["<calculator>", "<units>"]), ("the days", ("<calendar>",))]
 
 
-def old_logits(model):
+def pretrained_logits(model):
     with torch.no_grad():
         return model(torch.tensor([[5, 9, 40, 7]])).logits
 
@@ -41,8 +41,8 @@ def test_pairs_of_text_and_tokens(tmp_path):
     model = ExtendedModel.extend(*load_base("tiny-llama-untied"), PAIRS)
     assert model.token_names == ["<calculator>", "<units>", "<calendar>"] and model.sids is None
     assert model.pairs == [("adds and multiplies", [0]), ("turns 3 feet into metres", [0, 1]), ("the days", [2])]
-    for rows, old in zip(draw_start(model, "text_mean"), (model.pretrained_rows, model.pretrained_head_rows), strict=True):
-        phi = [old[model.tokenizer.encode(text, add_special_tokens=False)].mean(0) for text, _ in PAIRS]
+    for rows, pretrained in zip(draw_start(model, "text_mean"), (model.pretrained_rows, model.pretrained_head_rows), strict=True):
+        phi = [pretrained[model.tokenizer.encode(text, add_special_tokens=False)].mean(0) for text, _ in PAIRS]
         for row, wanted in zip(rows, ((phi[0] + phi[1]) / 2, phi[1], phi[2]), strict=True):
             assert torch.allclose(row, wanted, atol=1e-6)
     again = ExtendedModel.load(model.save(tmp_path / "model"))
@@ -60,7 +60,7 @@ def test_descriptions_survive_saving(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "new_tokens, message",
     [
         ({"<|im_end|>": "x"}, "already has 1 of the 1 new tokens, e.g. '<|im_end|>'"),
         ({"a": "x"}, "already has 1"),
@@ -86,12 +86,12 @@ def test_descriptions_survive_saving(base, tmp_path):
         ([(None, ["<a>", "<b>"])], "description of '<a>', '<b>' is None"),
     ],
 )
-def test_what_is_refused_leaves_the_model_alone(words, message):
+def test_refused_new_tokens_leave_the_model_unchanged(new_tokens, message):
     model, tokenizer = load_base("tiny-llama")
-    before, size = old_logits(model), len(tokenizer)
+    before, size = pretrained_logits(model), len(tokenizer)
     with pytest.raises(GTIError, match=message):
-        ExtendedModel.extend(model, tokenizer, words)
-    assert torch.equal(old_logits(model), before) and len(tokenizer) == size
+        ExtendedModel.extend(model, tokenizer, new_tokens)
+    assert torch.equal(pretrained_logits(model), before) and len(tokenizer) == size
     assert ExtendedModel.extend(model, tokenizer, TOOLS).n_new == 3
 
 
@@ -105,22 +105,22 @@ def test_what_is_refused_leaves_the_model_alone(words, message):
         ("from_checkpoint", dict(checkpoint="nowhere")),
     ],
 )
-def test_a_refused_start_leaves_the_model_alone(base, init, given):
+def test_a_refused_start_leaves_the_model_unchanged(base, init, given):
     sids = SemanticIds(torch.stack([torch.arange(40) // 8, torch.arange(40) % 8], 1))
     if "dataset" in given:
         given = given | {"dataset": load_dataset("toy")}
         given["dataset"].items = given["dataset"].items[:10]
     extended = ExtendedModel.extend(*load_base(base), sids)
-    before, rows = old_logits(extended.model), [p.detach().clone() for p in extended.new_parameters()]
+    before, rows = pretrained_logits(extended.model), [p.detach().clone() for p in extended.new_parameters()]
     with pytest.raises(GTIError):
         initialize(extended, init, **given)
-    assert torch.equal(old_logits(extended.model), before)
+    assert torch.equal(pretrained_logits(extended.model), before)
     assert all(torch.equal(p, row) for p, row in zip(extended.new_parameters(), rows, strict=True))
     initialize(extended, "text_mean", dataset=load_dataset("toy"))
     assert torch.equal(extended.new_rows, draw_start(extended, "text_mean", dataset=load_dataset("toy"))[0])
 
 
-def test_names_that_hold_each_other():
+def test_names_that_contain_each_other():
     "One name inside another, and names side by side, all keep their ids."
     model = ExtendedModel.extend(*load_base("tiny-llama"), {"<t>": "", "<t><t>": "", "<t>_1": "", "<t>_12": "", "@x y": "", "工具!": ""})
     for name, i in zip(model.token_names, model.new_ids.tolist(), strict=True):
@@ -170,7 +170,7 @@ def test_from_checkpoint_with_a_bias(tmp_path):
     )
 
 
-def test_rows_that_do_not_belong_here(tmp_path):
+def test_rows_of_another_model_are_refused(tmp_path):
     path = noisy("tiny-llama", SIDS).save_rows(tmp_path / "rows.safetensors")
     other_codes = SemanticIds(SIDS.codes.flip(0), SIDS.codebooks)
     for base, sids, key in (
@@ -233,7 +233,7 @@ def test_a_file_of_rows_is_small_and_says_what_it_is(tmp_path):
     np.testing.assert_array_equal(rows, model.new_rows.detach().numpy())
 
 
-# %% grounding of described words
+# %% grounding of described tokens
 
 ASK = Template("request_to_tool", "Which tool is the right one?\n{text}", "{sid}")
 TELL = Template("tool_to_text", "What is this tool for?\n{sid}", "{text}", end=True)
@@ -255,7 +255,7 @@ def small(**kw):
     return GroundingConfig(**{**dict(steps=8, batch_size=4, learning_rate=1e-3, precision="fp32"), **kw})
 
 
-def test_pairs_of_words_go_both_ways():
+def test_described_pairs_go_both_ways():
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
     pairs = described_pairs(model, REQUESTS, ASK, TELL, holdout=0)
     assert pairs.left_out == 2 and not len(pairs.heldout) and "item" not in pairs.train  # [MAP] has no description
@@ -321,23 +321,24 @@ def test_held_out_texts_are_spread_over_the_tokens(share):
         (dict(tell=replace(TELL, name=ASK.name), ask=ASK), "a name that tell does not have"),
     ],
 )
-def test_word_pairs_that_are_refused(given, message):
+def test_described_pairs_that_are_refused(given, message):
     with pytest.raises(GTIError, match=message):
         described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), TOOLS), **given)
 
 
-def test_words_and_codes_are_not_mixed_up():
-    codes, words = ExtendedModel.extend(*load_base("tiny-llama"), SIDS), ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": "x"})
+def test_described_tokens_and_codes_are_not_mixed_up():
+    codes = ExtendedModel.extend(*load_base("tiny-llama"), SIDS)
+    described = ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": "x"})
     with pytest.raises(GTIError, match="call grounding_pairs"):
         described_pairs(codes)
     pairs = described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), TOOLS), REQUESTS)
     with pytest.raises(GTIError, match="name the new row 2, the model has 1 new rows"):
-        ground(words, pairs, small(), progress=False)
+        ground(described, pairs, small(), progress=False)
     with pytest.raises(GTIError, match="none for training"):
-        ground(words, described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": ""})), small(), progress=False)
+        ground(described, described_pairs(ExtendedModel.extend(*load_base("tiny-llama"), {"<a>": ""})), small(), progress=False)
 
 
-def test_text_about_a_word_never_becomes_a_word():
+def test_text_about_a_token_never_becomes_a_token():
     hostile = {
         "<calculator>": "not the <calendar> but the <calculator><|im_end|>",
         "<calendar>": "<calendar>",
@@ -359,7 +360,7 @@ def test_text_about_a_word_never_becomes_a_word():
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-gpt2-untied-padded"])
 @pytest.mark.parametrize("ask", [ASK, replace(ASK, end=True)], ids=["no end", "end"])
-def test_the_loss_of_words_is_exact(base, ask):
+def test_the_loss_of_described_tokens_is_exact(base, ask):
     "Answers of one and of two tokens in one batch, both directions, against Algorithm 1."
     model = noisy(base, PAIRS)
     model.train_only(backbone=False)
@@ -393,10 +394,10 @@ def test_the_loss_of_words_is_exact(base, ask):
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-qwen3-untied"])
-def test_grounded_words_are_recalled_and_old_rows_stand(base, tmp_path):
+def test_grounded_tokens_are_recalled_and_pretrained_parameters_stay(base, tmp_path):
     model = ExtendedModel.extend(*load_base(base), {f"<t_{i}>": f"does thing number {i}" for i in range(12)})
     more = [(f"please do {i}", f"<t_{i}>") for i in range(12)]
-    old = {n: p.detach().clone() for n, p in model.model.named_parameters() if not n.endswith(".new")}
+    before_grounding = {n: p.detach().clone() for n, p in model.model.named_parameters() if not n.endswith(".new")}
     pairs, shown = (
         described_pairs(model, more, ASK, TELL, holdout=0.25),
         lambda: probe(model, pair_questions(model, pairs.train, ASK.name), ASK, None, (1,))["code@1"],
@@ -405,14 +406,14 @@ def test_grounded_words_are_recalled_and_old_rows_stand(base, tmp_path):
     result = ground(model, pairs, small(steps=150, batch_size=8, learning_rate=5e-2), out_dir=tmp_path, progress=False)
     assert before == pytest.approx(1 / 12) and shown() > 0.5
     now = dict(model.model.named_parameters())
-    assert old and all(torch.equal(now[n], p) for n, p in old.items())
+    assert before_grounding and all(torch.equal(now[n], p) for n, p in before_grounding.items())
     assert set(result.heldout["after"]) == {"text_to_sid", "sid_to_text"}
     again = ExtendedModel.extend(*load_base(base), {f"<t_{i}>": f"does thing number {i}" for i in range(12)})
     again.load_rows(tmp_path / "grounding.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(again.new_parameters(), model.new_parameters(), strict=True))
 
 
-def test_held_out_texts_are_asked_as_word_questions_ask():
+def test_held_out_texts_are_asked_like_described_questions():
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
     pairs = described_pairs(model, REQUESTS, ASK, TELL, holdout=0.5)
     asked, held = pair_questions(model, pairs.heldout, ASK.name), pairs.heldout[pairs.heldout.template == ASK.name]
@@ -427,7 +428,7 @@ def test_held_out_texts_are_asked_as_word_questions_ask():
     assert list(grounding_quality(bare, described_pairs(bare, REQUESTS, holdout=0.5), "text_to_token", ks=(1,))) == ["code@1"]
 
 
-def test_a_stage_does_not_go_on_with_other_texts_or_questions(tmp_path):
+def test_a_stage_does_not_resume_with_other_texts_or_questions(tmp_path):
     class Stop(TrainerCallback):
         def on_step_begin(self, args, state, control, **kw):
             if state.global_step == 3:
@@ -455,7 +456,7 @@ def test_a_stage_does_not_go_on_with_other_texts_or_questions(tmp_path):
     assert torch.equal(model.new_rows, run()[0].new_rows)
 
 
-def test_the_second_stage_takes_words_too():
+def test_the_second_stage_takes_described_tokens_too():
     model = ExtendedModel.extend(*load_base("tiny-llama"), TOOLS)
     result = ground_full(
         model, described_pairs(model, REQUESTS, ASK, TELL, holdout=0.3), FullConfig(steps=3, batch_size=4, precision="fp32"), progress=False

@@ -1,4 +1,4 @@
-"New tokens in tokenizers and models of several families, and the plain folder a model leaves as."
+"New tokens in tokenizers and models of several families, and the plain folder that a model is saved as."
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def shaken(base):
 
 
 @pytest.mark.parametrize("base", TINY)
-def test_old_logits_are_those_of_the_base_model(base):
+def test_logits_of_pretrained_tokens_are_those_of_the_base_model(base):
     ids = torch.tensor([[5, 9, 40, 7]])
     plain, tokenizer = load_base(base)
     extended = shaken(base)
@@ -73,12 +73,12 @@ def test_generate_works_on_the_split_model():
     assert out.shape[1] >= 5
 
 
-def test_bf16_twin_shares_the_new_rows():
+def test_bf16_copy_shares_the_new_rows():
     extended = shaken("tiny-qwen3-untied")
-    twin = extended.compute_model(torch.bfloat16)
+    copy = extended.compute_model(torch.bfloat16)
     extended.new_rows.data.fill_(0.25)
-    assert torch.equal(twin.get_input_embeddings().rows.new, extended.new_rows)
-    assert twin.get_input_embeddings().rows.pretrained.dtype == torch.bfloat16 and extended.pretrained_rows.dtype == torch.float32
+    assert torch.equal(copy.get_input_embeddings().rows.new, extended.new_rows)
+    assert copy.get_input_embeddings().rows.pretrained.dtype == torch.bfloat16 and extended.pretrained_rows.dtype == torch.float32
 
 
 def test_rows_of_another_run(tmp_path):
@@ -101,9 +101,9 @@ def test_tokens_keep_their_ids_inside_text():
     assert extended.tokenizer.decode(extended.token_ids[1], skip_special_tokens=True).replace(" ", "") == "<a_2><b_0>"
 
 
-def test_new_words_without_semantic_ids():
-    words = ExtendedModel.extend(*load_base("tiny-llama"), {"<calculator>": "adds numbers", "<calendar>": "knows dates"})
-    assert words.n_new == 2 and words.sids is None and words.descriptions["<calendar>"] == "knows dates"
+def test_described_tokens_without_semantic_ids():
+    described = ExtendedModel.extend(*load_base("tiny-llama"), {"<calculator>": "adds numbers", "<calendar>": "knows dates"})
+    assert described.n_new == 2 and described.sids is None and described.descriptions["<calendar>"] == "knows dates"
     with pytest.raises(GTIError, match="no new tokens"):
         ExtendedModel.extend(*load_base("tiny-llama"), {})
 
