@@ -212,6 +212,16 @@ def _facts(plan: ArmPlan) -> dict[str, Any]:
     asked = plan.questions["evaluation"]
     return dict(data=dataset.name, kind=asked.kind, split=asked.which, collisions=sids.policy, hashes=hashes)
 
+# %% ../nbs/18_arm.ipynb #420b3277
+def _finished(plan: ArmPlan, out_dir: Path) -> ArmResult | None:
+    "The result of the same arm in the folder; `GTIError` when it holds another one, which is never overwritten."
+    if not (out_dir / "metrics.json").exists():
+        return None
+    there = ArmResult.load(out_dir)
+    if there.config == plan.config and there.facts == _facts(plan):
+        return there
+    raise GTIError(f"{out_dir}: holds the result of another arm; choose another out_dir, or remove this one")
+
 # %% ../nbs/18_arm.ipynb #d1dc016c
 def train_arm(
     tokens: Tokens | str | Path,  # from `tokenize`, or its folder
@@ -219,12 +229,15 @@ def train_arm(
     out_dir: str | Path | None = None,  # where rows, checkpoints and the result go; None keeps everything in memory
     progress: bool = True,  # show bars
 ) -> ArmResult:
-    "Initialize, ground, fine-tune and evaluate one arm."
+    "Initialize, ground, fine-tune and evaluate one arm, or return the result of the same arm in `out_dir`."
     config = ArmConfig() if config is None else config
     if config.save_model and out_dir is None:
         raise GTIError("save_model: the model is saved in the run folder; pass out_dir")
     seed_everything(config.seed)
     plan = plan_arm(tokens if isinstance(tokens, Tokens) else load_tokens(tokens), config)
+    finished = None if out_dir is None else _finished(plan, Path(out_dir))
+    if finished is not None:
+        return finished
     run = _Progress(plan, None if out_dir is None else Path(out_dir))
     start = _initialize(run)
     grounded = None
