@@ -206,19 +206,19 @@ def _finish(result: ArmResult, plan: ArmPlan, out_dir: Path) -> None:
 
 
 def _facts(plan: ArmPlan) -> dict[str, Any]:
-    "What the arm was made from."
+    "What the arm is made from, before anything is trained."
     dataset, sids = plan.tokens.dataset, plan.tokens.sids
     hashes = dict(data=dataset.content_hash, sids=sids.content_hash, pretrained_rows=plan.extended.pretrained_hash())
     asked = plan.questions["evaluation"]
     return dict(data=dataset.name, kind=asked.kind, split=asked.which, collisions=sids.policy, hashes=hashes)
 
 # %% ../nbs/18_arm.ipynb #420b3277
-def _finished(plan: ArmPlan, out_dir: Path) -> ArmResult | None:
+def _finished(plan: ArmPlan, facts: dict[str, Any], out_dir: Path) -> ArmResult | None:
     "The result of the same arm in the folder; `GTIError` when it holds another one, which is never overwritten."
     if not (out_dir / "metrics.json").exists():
         return None
     there = ArmResult.load(out_dir)
-    if there.config == plan.config and there.facts == _facts(plan):
+    if there.config == plan.config and there.facts == facts:
         return there
     raise GTIError(f"{out_dir}: holds the result of another arm; choose another out_dir, or remove this one")
 
@@ -235,7 +235,8 @@ def train_arm(
         raise GTIError("save_model: the model is saved in the run folder; pass out_dir")
     seed_everything(config.seed)
     plan = plan_arm(tokens if isinstance(tokens, Tokens) else load_tokens(tokens), config)
-    finished = None if out_dir is None else _finished(plan, Path(out_dir))
+    facts = _facts(plan)
+    finished = None if out_dir is None else _finished(plan, facts, Path(out_dir))
     if finished is not None:
         return finished
     run = _Progress(plan, None if out_dir is None else Path(out_dir))
@@ -261,7 +262,7 @@ def train_arm(
         grounding_quality=quality,
         validation=tuned.heldout,
         resumed=tuned.resumed,
-        facts=_facts(plan),
+        facts=facts,
     )
     if run.out_dir is not None:
         _finish(result, plan, run.out_dir)

@@ -114,6 +114,16 @@ def test_a_saved_result_is_the_result(tokens, tmp_path):
     assert not (tmp_path / "arm" / "checkpoints").exists()
 
 
+def test_a_folder_with_a_result_is_reused_or_refused(tokens, tmp_path):
+    config = arm_config(**TINY)
+    first = train_arm(tokens, config, tmp_path / "arm", progress=False)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "arm").rglob("*") if p.is_file()}
+    assert train_arm(tokens, config, tmp_path / "arm", progress=False).losses == first.losses
+    with pytest.raises(GTIError, match="holds the result of another arm"):
+        train_arm(tokens, arm_config(**TINY, seed=1), tmp_path / "arm", progress=False)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "arm").rglob("*") if p.is_file()}
+
+
 def test_memory_and_disk_give_the_same_arm(tokens, tmp_path):
     config = arm_config(**TINY, grounding_steps=2, grounding_batch_size=4)
     torch.set_num_threads(1)
