@@ -169,7 +169,26 @@ def too_long(root: Path) -> list[str]:
     return [f"{module}: {n} lines, at most 350; split it by subject" for module, n in lengths.items() if n > 350]
 
 
-CHECKS = (wrong_paths, upward_imports, crossing_privates, work_on_import, too_long)
+def benchmark_circles(root: Path) -> list[str]:
+    "Benchmarks that import each other, directly or through others."
+    names = {p.stem for p in (root / "benchmarks").glob("*.py")}
+    reads: dict[str, set[str]] = {}
+    for name in names:
+        nodes = list(ast.walk(ast.parse((root / "benchmarks" / f"{name}.py").read_text())))
+        found = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+        reads[name] = (found | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}) & names
+    for name in names:
+        reached, todo = set(), [name]
+        while todo:
+            new = reads[todo.pop()] - reached
+            reached |= new
+            todo += new
+        if name in reached:
+            return [f"benchmarks/{name}.py imports itself through {', '.join(sorted(reached))}"]
+    return []
+
+
+CHECKS = (benchmark_circles, wrong_paths, upward_imports, crossing_privates, work_on_import, too_long)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -200,6 +219,7 @@ PLANTED = {
     "a call on import": (work_on_import, lambda r: append(r / "gti_nb/core/files.py", "\nprint('hello')\n")),
     "a decorator that registers": (work_on_import, lambda r: append(r / "gti_nb/core/files.py", "\n@register('x')\ndef f():\n    pass\n")),
     "an attribute set on import": (work_on_import, lambda r: append(r / "gti_nb/core/files.py", "\nGTIError.level = 3\n")),
+    "a circle of benchmarks": (benchmark_circles, lambda r: append(r / "benchmarks/vectors.py", "\nfrom rqvae import rqvae\n")),
     "a long module": (too_long, lambda r: append(r / "gti_nb/core/files.py", "\n" * 400)),
 }
 

@@ -51,7 +51,7 @@ def _chances(pairs: pd.DataFrame, weights: dict[str, float] | None) -> dict[str,
         raise GTIError(f"template_weights: no template of the pairs has a weight; name one of {', '.join(map(repr, sorted(weight)))}")
     return chances
 
-
+# %% ../../nbs/10_grounding/04_batches.ipynb #9ce2766c
 def batch_schedule(
     pairs: pd.DataFrame,  # encoded pairs
     *,

@@ -99,7 +99,7 @@ def _shared_targets(
         raise GTIError("soften: needs the vectors that were tokenized; pass vectors=")
     return SharedTargets(extended.sids, vectors, config.soften)
 
-
+# %% ../../nbs/10_grounding/05_stage.ipynb #b1654f4b
 def stage_settings(
     name: str,  # of the stage
     extended: ExtendedModel,  # the model that trains
@@ -166,7 +166,7 @@ def pair_schedule(
         seed=config.seed,
     )
 
-
+# %% ../../nbs/10_grounding/05_stage.ipynb #87c7c2a1
 def _watch(loss: GroundingLoss, held: pd.DataFrame, config: GroundingConfig, checkpoints: Checkpoints | None) -> KeepBest | None:
     "Evaluates the held-out pairs every few steps, if the settings ask for it."
     if not config.eval_steps:

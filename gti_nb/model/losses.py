@@ -31,7 +31,7 @@ def _logit_gradient(z: torch.Tensor, lse: torch.Tensor, targets: torch.Tensor, s
         p *= slope
     return p
 
-
+# %% ../../nbs/06_model/05_losses.ipynb #0966b4d9
 class _FrozenHeadLoss(torch.autograd.Function):
     "Cross entropies (their sum, and each) over frozen pretrained rows and trained new rows, with their gradients, block by block."
 

@@ -68,16 +68,6 @@ class Run:
     def parameters(self) -> dict:
         return self.record.get("parameters", {})
 
-    @property
-    def metrics(self) -> dict:
-        "The numbers of metrics.json, empty when the run has none."
-        path = self.folder / "metrics.json"
-        return read_json(path) if path.exists() else {}
-
-    def per_user(self) -> pd.DataFrame:
-        "The rank and metrics of every evaluated user."
-        return pd.read_parquet(self.folder / "per_user.parquet")
-
 # %% ../../nbs/21_runs/00_folder.ipynb #67508daa
 def read_run(
     folder: str | Path,  # a run folder

@@ -138,7 +138,7 @@ def start_codebooks(
     for book, found in zip(quantizer.codebooks, centres, strict=False):  # no centres when all latents are equal
         book[: len(found)] = found.to(book)
 
-
+# %% ../../nbs/05_sid/11_residual.ipynb #c18d4777
 @torch.no_grad()
 def reseed_dead(
     quantizer: ResidualQuantizer,  # changed in place

@@ -45,7 +45,7 @@ class RQVAE:
         self.history: pd.DataFrame | None = None  # one row per epoch: losses and, where measured, collision, utilization, reseeded codes
         self.trained_on: dict[str, Any] = {}  # settings, data and versions of the training
 
-
+# %% ../../nbs/05_sid/16_rqvae.ipynb #147ee815
 @patch
 def fit(
     self: RQVAE,

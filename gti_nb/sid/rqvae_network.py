@@ -30,7 +30,7 @@ def _mlp(widths: Sequence[int], dropout: float) -> nn.Sequential:
         layers += [linear, nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
-
+# %% ../../nbs/05_sid/13_rqvae_network.ipynb #607a8ac3
 class RQVAENetwork(nn.Module):
     "Encoder, residual quantizer and decoder, with the centre and scale of the data."
 

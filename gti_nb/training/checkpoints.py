@@ -158,7 +158,7 @@ def _read(path: Path) -> Checkpoint:
     tensors = {name: values.clone() for name, values in safetensors.torch.load_file(file).items()}
     return Checkpoint(about["step"], about["key"], about.get("layout", {}), about["processes"], about["records"], tensors)
 
-
+# %% ../../nbs/08_training/00_checkpoints.ipynb #593e00ec
 def _check_key(path: Path, theirs: dict[str, Any], checkpoints: Checkpoints) -> None:
     "Refuse a checkpoint from another run, or warn if it was forced."
     ours = checkpoints.key

@@ -160,7 +160,7 @@ def training_arguments(
     args._n_gpu = min(args.n_gpu, 1)  # with several GPUs `Trainer` would use DataParallel, which cannot split these batches
     return args
 
-
+# %% ../../nbs/08_training/01_trainer.ipynb #9cb8703e
 def _advance(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
     "Advance a learning-rate schedule by some steps."
     with warnings.catch_warnings():
