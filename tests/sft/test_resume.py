@@ -138,7 +138,7 @@ def test_other_data_settings_or_weights_are_refused(toy, split, tmp_path):
         go(shaped("llama", init="mean"), split)
     moved = shaped("llama")
     next(iter(moved.backbone_parameters())).data += 1
-    with pytest.raises(GTIError, match="weights: .*force it"):
+    with pytest.raises(GTIError, match="weights: .*set force=True"):
         go(moved, split)
     assert go(shaped("llama"), split, gradient_accumulation_steps=2).resumed[0]["step"] == 2
 
