@@ -73,8 +73,8 @@ def _asked(plan: ArmPlan, which: str, n: int) -> EvaluationSet:
     if isinstance(dataset, QueryDataset):
         return query_set(plan.extended, dataset, which, n, plan.config.tasks.max_text_tokens)
     retrieval = any(task.name == "retrieval" for task in plan.tasks)  # the prompt of the evaluation is that of the training
-    split = dataset.leave_one_out(max_history=plan.config.evaluation.history)
-    return user_set(plan.extended, split, which, n, "retrieval" if retrieval else "retrieval_rows")
+    assert plan.split is not None  # histories always have one
+    return user_set(plan.extended, plan.split, which, n, "retrieval" if retrieval else "retrieval_rows")
 
 
 def _split_of(tokens: Tokens, config: ArmConfig) -> Split | None:
@@ -138,7 +138,7 @@ class _Progress:
         return None if self.out_dir is None else self.out_dir / "checkpoints" / stage
 
     def keep(self, stage: str, cost: StageCost, losses: Sequence[dict] = ()) -> None:
-        "Record a stage that has ended."
+        "Record the rows, losses and cost of a finished stage."
         extended = self.plan.extended
         self.stages[stage] = cost
         self.losses += [{**record, "stage": stage} for record in losses]
