@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..assets import asset_path
-from .columns import read_pair
-from .movielens import film_table
+from .columns import ColumnNames, read_pair
+from .movielens import natural_title
 from .tables import read_table
 
 # %% ../../nbs/03_data/04_recbole.ipynb #72721776
@@ -32,7 +32,7 @@ def _categories(text: str) -> str:
     return ", ".join(filter(None, (part.strip(" []'\"") for part in parts)))
 
 # %% ../../nbs/03_data/04_recbole.ipynb #f736e095
-def _atomic_columns(item: Path, columns: dict | None, delimiter: str | None) -> dict:
+def _atomic_columns(item: Path, columns: ColumnNames | None, delimiter: str | None) -> dict:
     "The column names given by the user, completed by the usual names that the item table has."
     present = read_table(item, delimiter).columns
     names = dict(columns or {})
@@ -40,15 +40,25 @@ def _atomic_columns(item: Path, columns: dict | None, delimiter: str | None) -> 
         found = [u for u in usual if u in present]
         if found:
             names.setdefault(name, found[0])
-    if names.get("title") == "movie_title" and "release_year" in present:
+    for name in ("title", "description"):
+        if isinstance(names.get(name), (list, tuple)):  # alternatives: the first one present
+            names[name] = next((theirs for theirs in names[name] if theirs in present), names[name])
+    if names.get("title") == "movie_title" and "release_year" in present and "description" not in present:
         names.setdefault("description", "release_year")
     return names
+
+
+def _film_years(titles: pd.Series, years: pd.Series) -> pd.Series:
+    "Years as descriptions of films; a cell that holds no year gives none, except for the film that the file calls unknown."
+    number = years.str.extract(r"^(\d{4})(?:\.0)?$")[0]
+    said = ("Film from " + number).where(number.notna(), "")
+    return said.mask((titles == "unknown") & (said == ""), "Film from an unknown year")
 
 
 def read_recbole(
     item: Path,  # <Name>.item
     inter: Path,  # <Name>.inter
-    columns: dict[str, str | list[str] | None] | None = None,  # the package's column name -> the table's
+    columns: ColumnNames | None = None,  # the package's column name -> the table's; a list: the first one present; None: leave it out
     delimiter: str | None = None,  # None is a tab
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # items, interactions
     "RecBole's atomic files (Zhao et al., 2021); films get natural titles."
@@ -58,8 +68,11 @@ def read_recbole(
     if names.get("title") != "movie_title":
         return items, events
     items = items.replace("unkonwn", "unknown")  # the one film of MovieLens-100K without title and year, misspelt in the file
-    genres = items.categories.where(items.categories != "unknown", "")
-    return film_table(items.item_id, items.title, items.description, genres), events
+    items["title"] = items.title.map(natural_title)
+    items["categories"] = items.categories.where(items.categories != "unknown", "")
+    if names.get("description") == "release_year":
+        items["description"] = _film_years(items.title, items.description)
+    return items, events
 
 # %% ../../nbs/03_data/04_recbole.ipynb #456c715f
 def movielens_tables() -> tuple[pd.DataFrame, pd.DataFrame]:  # items, interactions
