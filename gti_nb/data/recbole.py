@@ -48,11 +48,11 @@ def _atomic_columns(item: Path, columns: ColumnNames | None, delimiter: str | No
     return names
 
 
-def _film_years(titles: pd.Series, years: pd.Series) -> pd.Series:
-    "Years as descriptions of films; a cell that holds no year gives none, except for the film that the file calls unknown."
+def _film_years(years: pd.Series) -> pd.Series:
+    "Years as descriptions of films; an empty cell gives none, and a cell such as 'unknown' says that nobody knows the year."
     number = years.str.extract(r"^(\d{4})(?:\.0)?$")[0]
     said = ("Film from " + number).where(number.notna(), "")
-    return said.mask((titles == "unknown") & (said == ""), "Film from an unknown year")
+    return said.mask(number.isna() & (years != ""), "Film from an unknown year")
 
 
 def read_recbole(
@@ -71,7 +71,7 @@ def read_recbole(
     items["title"] = items.title.map(natural_title)
     items["categories"] = items.categories.where(items.categories != "unknown", "")
     if names.get("description") == "release_year":
-        items["description"] = _film_years(items.title, items.description)
+        items["description"] = _film_years(items.description)
     return items, events
 
 # %% ../../nbs/03_data/04_recbole.ipynb #456c715f
