@@ -81,7 +81,7 @@ def _split_of(tokens: Tokens, config: ArmConfig) -> Split | None:
     "Training items and held-out items of every user, checked for leaks; None for queries."
     if isinstance(tokens.dataset, QueryDataset):
         return None
-    split = tokens.dataset.leave_one_out(max_history=config.evaluation.history)
+    split = tokens.dataset.split(max_history=config.evaluation.history)  # the published one, where the data have one
     split.check()  # no target in its own history, nothing from after it
     return split
 

@@ -22,15 +22,15 @@ from gti_nb.core import (
     GTIError,
     atomic_dir,
     check_choice,
-    check_fields,
     content_hash,
     file_hash,
     pick_dtype,
     read_json,
     write_json,
 )
-from .data.dataset import RecDataset, load_dataset
+from .data.dataset import Loading, RecDataset, load_dataset
 from .data.queries import QueryDataset, load_queries
+from .data.query_tables import is_query_folder
 from .sid.codes import SemanticIds
 from .sid.collisions import POLICIES
 from .sid.quantizers import QUANTIZERS, Fitted, common_settings, fit_quantizer, make_quantizer
@@ -40,17 +40,26 @@ from .text import encode_text, item_texts
 # %% ../nbs/15_tokenize.ipynb #849ae8da
 def load_catalogue(
     data: str | Path | RecDataset | QueryDataset,  # a data set, what `load_dataset` takes, or a folder that `load_queries` takes
+    loading: Loading | None = None,  # the choices of `load_dataset`; None takes the defaults
 ) -> RecDataset | QueryDataset:
     "Load a data set of histories or of queries."
+    loading = loading or Loading()
+    asked = loading.choices()
     if isinstance(data, (RecDataset, QueryDataset)):
+        if asked:
+            raise GTIError(f"{', '.join(asked)}: this data set is loaded already; pass them to load_dataset")
         return data
-    queries = Path(data).is_dir() and any(f.stem == "queries" for f in Path(data).iterdir())
-    return load_queries(data) if queries else load_dataset(data)
+    if loading.items is None and is_query_folder(data):
+        other = [name for name in asked if name not in ("columns", "delimiter")]
+        if other:
+            raise GTIError(f"{data}: {', '.join(other)}: for histories, but these are queries; leave them out")
+        return load_queries(data, **asked)
+    return load_dataset(data, **asked)
 
 # %% ../nbs/15_tokenize.ipynb #5b202c70
 @dataclass
-class TokenizeConfig:
-    "How semantic IDs are made from item texts."
+class TokenizeConfig(Loading):
+    "How the data are loaded, and how semantic IDs are made from item texts."
 
     encoder: str | Path = "all-minilm-l6-v2"  # sentence encoder: an embedded name, a folder or a hub id
     template: str = "title+description+categories"  # what an item's text is made of, see `item_texts`
@@ -64,7 +73,7 @@ class TokenizeConfig:
     device: str = "auto"  # where texts are encoded and networks are trained
 
     def __post_init__(self):
-        check_fields(self)
+        super().__post_init__()
         pick_dtype(self.precision, self.device)
         check_choice("collisions", self.collisions, POLICIES)
         if common_settings(self.quantizer):  # codes from a file need the ids of the items
@@ -92,8 +101,10 @@ def describe(
 ) -> dict[str, Any]:  # plain values
     "What the semantic IDs depend on: the content of the data set and the settings that this quantizer uses."
     common = {name: getattr(self, name) for name in common_settings(self.quantizer)}
+    again = {"repeats": "all"} if dataset.policies.get("repeats") == "all" else {}  # the one policy that evaluation reads
     return dict(
         dataset=dataset.content_hash,
+        **again,
         template=self.template,
         encoder=str(self.encoder),
         precision=self.precision,
@@ -102,6 +113,12 @@ def describe(
         **common,
         collisions=self.collisions,
     )
+
+
+@patch
+def loading(self: TokenizeConfig) -> Loading:
+    "The choices of `load_dataset` among the settings."
+    return Loading(**{f.name: getattr(self, f.name) for f in fields(Loading)})
 
 # %% ../nbs/15_tokenize.ipynb #f75621a6
 SCHEMA = 2  # of report.json; version 1 knew one quantizer and had no report card
@@ -135,7 +152,8 @@ def _reusable(out_dir: Path, key: str, parameters: dict) -> bool:
             "choose another out_dir, or remove this one to make them again"
         )
     earlier = old.get("parameters", {})
-    changed = [f"{k}: {earlier.get(k)!r} there, {v!r} now" for k, v in parameters.items() if earlier.get(k) != v]
+    names = dict.fromkeys([*parameters, *earlier])
+    changed = [f"{k}: {earlier.get(k)!r} there, {parameters.get(k)!r} now" for k in names if earlier.get(k) != parameters.get(k)]
     difference = "; ".join(changed) or "the content of the encoder or of a file has changed"
     raise GTIError(f"{out_dir}: holds semantic IDs made with other settings ({difference}); choose another out_dir or remove this one")
 
@@ -197,7 +215,7 @@ def _report(folder: Path, dataset: RecDataset | QueryDataset, vectors: torch.Ten
     "The data set, the vectors and the report card of the semantic IDs, as plain values."
     categories = dataset.items.categories.tolist()
     return dict(
-        dataset=dict(name=dataset.name, cleaning=dataset.report),
+        dataset=dict(name=dataset.name, policies=dataset.policies, cleaning=dataset.report),
         vectors=dict(shape=list(vectors.shape), sha256=file_hash(folder / "vectors.safetensors")),
         quantizer=fitted.sids.summary(),
         sids=dict(sids.summary(), content_hash=sids.content_hash),
@@ -222,7 +240,8 @@ def tokenize(
         config = TokenizeConfig(**kwargs)
     elif kwargs:
         raise GTIError(f"tokenize: got config and {', '.join(kwargs)}; put all settings into config")
-    dataset, out_dir = load_catalogue(data), Path(out_dir)
+    dataset = load_catalogue(data, config.loading())
+    out_dir = Path(out_dir)
     quantizer = config.quantizer_for(dataset.items.item_id.tolist())
     texts = item_texts(dataset, config.template)
     parameters = config.describe(dataset)

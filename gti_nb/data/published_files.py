@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PUBLISHED_COLUMNS', 'PUBLISHED_LAYOUT', 'part_name', 'id_list_column', 'read_part', 'PublishedFiles',
-           'find_published', 'read_published']
+           'part_files', 'find_published', 'read_published']
 
 # %% ../../nbs/03_data/08_published_files.ipynb #b305329e
 import json
@@ -191,8 +191,10 @@ class PublishedFiles:
     items: Path
 
 
-def _part_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    "Name -> part -> files, for all files of a folder that look like a part."
+def part_files(
+    folder: Path,  # a folder
+) -> dict[str, dict[str, list[Path]]]:  # name -> part -> files, with training and test at least
+    "The files of a folder that look like a part of a split."
     found: dict[str, dict[str, list[Path]]] = {}
     for path in sorted(folder.iterdir()):
         part = part_name(path.name)
@@ -237,7 +239,7 @@ def find_published(
     called: str = "",  # begins the name of the files to take, where the folder has several data sets
 ) -> PublishedFiles | None:  # None where no files look like training and test
     "The files of the published split in a folder."
-    found = {name: parts for name, parts in _part_files(folder).items() if name.startswith(called)}
+    found = {name: parts for name, parts in part_files(folder).items() if name.startswith(called)}
     if not found:
         return None
     if len(found) > 1:

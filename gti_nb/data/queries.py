@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from .. import core
 from ..core import GTIError, check_choice
+from .beir import is_beir, read_beir
 from .catalogue import Catalogue, check_hash, item_columns, items_hash_parts, read_saved, save_tables
 from .columns import ColumnNames, TableSource
 from .query_tables import PARTS, clean_query_tables, divide, find_query_tables, read_query_tables, same_text
@@ -157,7 +158,8 @@ def _per_query(judged: pd.DataFrame) -> tuple[list[np.ndarray], list[np.ndarray]
 
 # %% ../../nbs/03_data/18_queries.ipynb #3f74a443
 def load_queries(
-    name_or_path: str | Path = "toy",  # "toy", a folder with items.*, queries.* and maybe qrels.*, or one that `QueryDataset.save` wrote
+    name_or_path: str
+    | Path = "toy",  # "toy", a folder with items.*, queries.* and maybe qrels.*, one of BEIR, or one that `QueryDataset.save` wrote
     items: TableSource | None = None,  # instead of a name: the item table, a frame, a table in memory or a file
     queries: TableSource | None = None,  # and the query table
     qrels: TableSource | None = None,  # and the judgements; None: the queries have a column `item_ids`
@@ -172,12 +174,9 @@ def load_queries(
         raise GTIError(f"load_queries: {'items' if items is None else 'queries'} is missing, pass both tables")
     if items is None and (Path(name_or_path) / "dataset.json").is_file():
         return QueryDataset.load(name_or_path)
-    name = "tables"
-    if items is None or queries is None:
-        name = Path(name_or_path).absolute().name
-        items, queries, qrels = toy_queries() if name_or_path == "toy" else find_query_tables(name_or_path)
+    name = "tables" if items is not None else Path(name_or_path).absolute().name
     report: dict[str, int] = {}
-    tables = read_query_tables(items, queries, qrels, columns, delimiter)
+    tables = _read_tables(name_or_path, (items, queries, qrels), columns, delimiter)
     items, queries, judged = clean_query_tables(*tables, report)
     if not len(queries):
         counts = "; ".join(f"{k}: {v}" for k, v in report.items() if v)
@@ -188,6 +187,23 @@ def load_queries(
         queries = queries.assign(split=divide(queries["query"], valid_share, test_share, seed))
     report |= {"items": len(items), "queries": len(queries), "judgements": len(judged)}
     return QueryDataset(items, queries, *_per_query(judged), report, name, policies)
+
+
+def _read_tables(
+    name_or_path: str | Path,
+    given: tuple[TableSource | None, TableSource | None, TableSource | None],
+    columns: ColumnNames | None,
+    delimiter: str | None,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    "Items, queries and judgements from tables, or from what a name or a folder leads to."
+    items, queries, qrels = given
+    if items is not None and queries is not None:
+        return read_query_tables(items, queries, qrels, columns, delimiter)
+    if name_or_path == "toy":
+        return read_query_tables(*toy_queries(), columns, delimiter)
+    if is_beir(name_or_path):
+        return read_beir(name_or_path, columns, delimiter)
+    return read_query_tables(*find_query_tables(name_or_path), columns, delimiter)
 
 # %% ../../nbs/03_data/18_queries.ipynb #55a588f4
 @patch

@@ -20,7 +20,7 @@ from .amazon import amazon_2023_pair, amazon_2023_tables, amazon_pair
 from .columns import ColumnNames, read_pair
 from .lcrec import read_lcrec
 from .movielens import read_movielens_100k, read_movielens_csv, read_movielens_dat
-from .published_files import PUBLISHED_LAYOUT, PublishedFiles, find_published
+from .published_files import PUBLISHED_LAYOUT, PublishedFiles, find_published, part_files
 from .recbole import movielens_tables, read_recbole
 from .toy import toy_tables
 from .vibrent import read_vibrent
@@ -138,10 +138,10 @@ def published_source(
     try:
         if not _matches(folder):
             return find_published(folder, called)
-        if not called and (found := find_published(folder)):
-            files = ", ".join(str(p.relative_to(folder)) for p in found.parts.values())
+        if not called and (found := part_files(folder)):
+            names = ", ".join(str(p.relative_to(folder)) for parts in found.values() for files in parts.values() for p in files)
             warnings.warn(
-                f"{folder}: its published split ({files}) is not used, because the folder has all interactions too; "
+                f"{folder}: its published split ({names}) is not used, because the folder has all interactions too; "
                 "to use it, load it from a folder without them",
                 stacklevel=3,
             )

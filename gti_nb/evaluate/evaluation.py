@@ -92,7 +92,7 @@ def evaluate(
         seconds=seconds,
         tokens=sum(map(len, asked.prompts)),
     )
-    if asked.kind == "user":
+    if asked.one_each():
         evaluation.per_user_sid = evaluate_sids(found, asked.targets(), sids, widths, asked.names)
         evaluation.sid_metrics = metrics(evaluation.per_user_sid)
     if asked.kind == "user" and split is not None:

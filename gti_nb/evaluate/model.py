@@ -18,7 +18,7 @@ from ..data.queries import QueryDataset
 from ..data.splits import Split
 from ..decode.beam import Beams, beam_search
 from ..decode.trie import SidTrie
-from .ranking import MEASURES, check_ks, evaluate_queries, evaluate_ranking, metrics
+from .ranking import MEASURES, check_ks, evaluate_answers, evaluate_queries, metrics
 from ..model.extended import ExtendedModel
 from ..prompts import retrieval_head, retrieval_prompt, row_prompts, search_prompts
 from ..sid.codes import SemanticIds
@@ -39,10 +39,14 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def one_each(self) -> bool:
+        "Whether these are users with one held-out item each."
+        return self.kind == "user" and all(len(items) == 1 for items in self.answers)
+
     def targets(self) -> np.ndarray:  # int64 [n]
         "The held-out item of every user."
-        if self.kind != "user":
-            raise GTIError("targets: a query may have several answers; see `answers`")
+        if not self.one_each():
+            raise GTIError("targets: a query or a user of a published split may have several answers; see `answers`")
         return np.concatenate([np.zeros(0, dtype=np.int64), *self.answers])
 
 
@@ -71,9 +75,8 @@ def user_set(
         prompts = [retrieval_prompt(extended, history, head) for history in histories]
     else:
         prompts = row_prompts(extended, histories)
-    held_out = np.asarray(split.test if which == "test" else split.valid, dtype=np.int64)[users]
     exclude = None if split.repeats else [split.past(u, which) for u in users]
-    return EvaluationSet("user", which, users, prompts, list(held_out[:, None]), exclude=exclude)
+    return EvaluationSet("user", which, users, prompts, [split.answers(u, which) for u in users], exclude=exclude)
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #2f4914f5
 def query_set(
@@ -130,7 +133,7 @@ def evaluate_model(
     found = beam_search(extended, asked.prompts, SidTrie(required_sids(extended)), beams=beams, exclude=asked.exclude, progress=progress)
     if queries:
         return found, evaluate_queries(found, asked.answers, asked.grades, ks, asked.names, measures, thresholds)
-    return found, evaluate_ranking(found, asked.targets(), ks, asked.names, measures)
+    return found, evaluate_answers(found, asked.answers, ks, asked.names, measures)
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #59e5f488
 def validation(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Measure', 'MEASURES', 'RankedLists', 'as_array', 'item_rows', 'check_ks', 'metric_frame', 'evaluate_ranking',
-           'metric_columns', 'metrics', 'evaluate_queries', 'rank_by_score']
+           'metric_columns', 'metrics', 'evaluate_queries', 'evaluate_answers', 'rank_by_score']
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #79f643df
 import re
@@ -216,6 +216,20 @@ def evaluate_queries(
             raise GTIError(f"thresholds: got {lowest} for {name!r}, allowed: above 0; an item of grade 0 answers nothing")
         columns |= {f"precision[{name}]@{k}": (found[:, :k] >= lowest).mean(1) for k in ks}
     return metric_frame(columns, queries, "queries").rename_axis("query")
+
+# %% ../../nbs/13_evaluate/00_ranking.ipynb #f5dd920b
+def evaluate_answers(
+    beams: RankedLists | ArrayLike,  # `Beams`, or item rows [n, W], best first, -1 past the end
+    answers: Sequence[np.ndarray],  # the held-out items of each user [n], at least one; -1: not in the catalogue, which counts as a miss
+    ks: Sequence[int] = (5, 10, 20),  # list lengths to score; none may exceed W
+    users: ArrayLike | None = None,  # names of the users [n]; None: 0 .. n-1
+    measures: Sequence[str] = ("recall", "ndcg"),  # names from `MEASURES`
+) -> pd.DataFrame:  # as `evaluate_ranking` gives it; where a user has several items, with their number in place of the target
+    "`evaluate_ranking` where every user has one held-out item, `evaluate_queries` where some have several."
+    if all(len(items) == 1 for items in answers):
+        targets = np.concatenate([np.zeros(0, np.int64), *answers])
+        return evaluate_ranking(beams, targets, ks, users, measures)
+    return evaluate_queries(beams, answers, None, ks, users, measures).rename_axis("user")
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #e87cf71d
 def rank_by_score(

@@ -53,9 +53,10 @@ def user_slices(
     chosen = split.users(which) if users is None else np.asarray(users, dtype=np.int64)
     if len(chosen) and not (0 <= chosen.min() and chosen.max() < split.n_users):
         raise GTIError(f"users: got {chosen.min()} to {chosen.max()}, allowed: 0 to {split.n_users - 1}, the users of the split")
-    targets = (split.test if which == "test" else split.valid)[chosen]
     kinds = item_popularity(split)
-    popularity = np.where(targets >= 0, kinds.codes[targets], 0)  # an item outside the catalogue was not in training: cold
+    answers = [split.answers(u, which) for u in chosen]
+    # an item outside the catalogue was not in training: cold; of several items, the most popular one
+    popularity = np.array([kinds.codes[items[items >= 0]].max(initial=0) for items in answers], dtype=np.int64)
     history = np.searchsorted(lengths, [len(split.past(u, which)) for u in chosen])
     columns = {
         "popularity": pd.Categorical.from_codes(popularity, dtype=kinds.dtype),

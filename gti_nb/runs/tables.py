@@ -24,7 +24,7 @@ from ..data.queries import QueryDataset
 from ..diagnostics.summary import Diagnostics
 from ..evaluate.baselines import tfidf_search
 from ..evaluate.classical import baseline_lists
-from ..evaluate.ranking import evaluate_queries, evaluate_ranking, metric_columns, metrics
+from ..evaluate.ranking import evaluate_answers, evaluate_queries, metric_columns, metrics
 from ..result import ArmResult
 from .folder import Run, find_runs, read_run
 
@@ -135,14 +135,14 @@ def reference_frames(
     asked, how = like.index.to_numpy(), _measured(like)
     if isinstance(dataset, QueryDataset):
         return _search_references(dataset, which, asked, how)
-    split = dataset.leave_one_out()
-    targets = np.asarray(split.test if which == "test" else split.valid)[asked]
+    split = dataset.split()
+    answers = [split.answers(u, which) for u in asked]
     frames = {}
     for name in names:
         if name == "text-knn" and vectors is None:
             continue
         items = baseline_lists(name, split, which, max(how["ks"]), vectors, seed)
-        frames[name] = evaluate_ranking(items[asked], targets, users=asked, **how)
+        frames[name] = evaluate_answers(items[asked], answers, users=asked, **how)
     return frames
 
 # %% ../../nbs/21_runs/06_tables.ipynb #a5b52de6
