@@ -19,7 +19,7 @@ from .. import core
 from ..core import GTIError, check_choice, check_fields
 from . import splits, time_splits
 from .catalogue import Catalogue, check_hash, item_columns, items_hash_parts, read_saved, save_tables
-from .cleaning import Policies, clean_items, clean_tables
+from .cleaning import Policies, clean_items, clean_tables, warn_of_loss
 from .columns import INTERACTION_READERS, ITEM_READERS, QUERY_COLUMNS, ColumnNames, TableSource, read_pair
 from .published_files import PUBLISHED_COLUMNS, PublishedFiles, read_published
 from .questions import Questions, check_questions, published_rows
@@ -177,12 +177,13 @@ def load(
 
 def _questions_of(table: pd.DataFrame) -> Questions:
     "Questions from a saved table."
-    lists = {name: [np.asarray(items, dtype=np.int64) for items in table[name]] for name in ("histories", "targets")}
+    lists = {name: [np.array(items, dtype=np.int64) for items in table[name]] for name in ("histories", "targets")}
     return Questions(table.parts.to_numpy(dtype=object), table.user_ids.tolist(), **lists)
 
 # %% ../../nbs/03_data/15_dataset.ipynb #020e0e90
 def load_dataset(
-    name_or_path: str | Path = "movielens-100k",  # a name or a folder as `read_source` takes it, or a folder that `RecDataset.save` wrote
+    name_or_path: str
+    | Path = "movielens-100k",  # a name or a folder as `read_source` takes it, one with a published split, or one that `RecDataset.save` wrote
     items: TableSource | None = None,  # instead of a name: the item table, a frame, a table in memory or a file
     interactions: TableSource | None = None,  # and the interaction table
     k_core: int = 5,  # users and items need this many events, users never fewer than 3; 0 keeps all items
@@ -253,6 +254,7 @@ def _load_published(
         counts = "; ".join(f"{k}: {v}" for k, v in found.report.items() if v)
         raise GTIError(f"{name}: no training item or no test question is left ({counts}); check that all files use the same ids")
     report |= found.report | {"items": len(items), "users": len(found.sequences), "events": sum(map(len, found.sequences))}
+    warn_of_loss(report, name, ("items", "events", *(part for part in ("valid", "test") if part in report)))
     again = "all" if policies.repeats == "all" or _takes_again(found.sequences, asked) else "first"
     return RecDataset(
         items, found.sequences, found.user_ids, None, report, name, {**asdict(kept), "k_core": 0, "repeats": again}, asked

@@ -18,6 +18,7 @@ from .. import core
 from ..core import GTIError, check_choice
 from .beir import is_beir, read_beir
 from .catalogue import Catalogue, check_hash, item_columns, items_hash_parts, read_saved, save_tables
+from .cleaning import warn_of_loss
 from .columns import ColumnNames, TableSource
 from .query_tables import PARTS, clean_query_tables, divide, find_query_tables, read_query_tables, same_text
 from .toy import toy_queries
@@ -186,6 +187,7 @@ def load_queries(
         policies = {"valid_share": valid_share, "test_share": test_share, "seed": seed}
         queries = queries.assign(split=divide(queries["query"], valid_share, test_share, seed))
     report |= {"items": len(items), "queries": len(queries), "judgements": len(judged)}
+    warn_of_loss(report, name, ("items", "queries", "judgements"))
     return QueryDataset(items, queries, *_per_query(judged), report, name, policies)
 
 

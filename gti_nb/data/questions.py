@@ -157,7 +157,9 @@ def published_rows(
             continue
         found = _asked(rows[part], past)
         report[f"{part} in the table"] = len(found)
-        asked += [(part, *question) for question in _counted(part, found, report)]
+        kept = _counted(part, found, report)
+        report[part] = len(kept)
+        asked += [(part, *question) for question in kept]
         for user, items in zip(rows[part].user_id, rows[part].item_id, strict=True):
             past[user] = [*past.get(user, []), *_known(items)]
     questions = Questions(
