@@ -67,3 +67,40 @@ def test_spoilt_recbole(tmp_path):
         GTIError, match="x.inter: one column 'user_id:token,item_id:token' when split at '.t'; the delimiter seems to be ','"
     ):
         read_source(tmp_path)
+
+
+FILMS = "item_id:token\tmovie_title:token_seq\trelease_year:token\tdescription:token_seq\tclass:token_seq\tplot:token_seq\tmaker:token\n"
+FILMS += "1\tLion King, The\t1994\tA cub returns.\tAnimation\tHakuna.\tDisney\n2\tFog, The\t\t\tunknown\tMist.\t\n"
+
+
+@pytest.mark.parametrize(
+    "columns, descriptions",
+    [
+        (None, ["A cub returns.", ""]),
+        ({"description": "description"}, ["A cub returns.", ""]),
+        ({"description": "plot"}, ["Hakuna.", "Mist."]),
+        ({"description": ["summary", "plot"]}, ["Hakuna.", "Mist."]),
+        ({"description": "release_year"}, ["Film from 1994", ""]),
+        ({"description": None}, ["", ""]),
+        ({"title": ["name", "movie_title"], "description": "plot"}, ["Hakuna.", "Mist."]),
+        ({"title": "plot"}, ["A cub returns.", ""]),
+    ],
+)
+def test_the_description_is_the_one_given(tmp_path, columns, descriptions):
+    "Case d3: a description is kept, and no year is made up."
+    inter = "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\n"
+    items, _, _ = read_source(lay(tmp_path, {"x.item": FILMS, "x.inter": inter}), columns)
+    assert items.description.tolist() == descriptions
+    plots = ["Hakuna.", "Mist."]
+    assert items.title.tolist() == (plots if columns and columns.get("title") == "plot" else ["The Lion King", "The Fog"])
+
+
+def test_every_column_can_be_named(tmp_path):
+    inter = "u:token\ti:token\twhen:float\tstars:float\nA\t1\t1\t4\n"
+    item = FILMS.replace("item_id", "i")
+    columns = {"item_id": "i", "user_id": "u", "timestamp": "when", "rating": "stars", "brand": "maker", "categories": "plot"}
+    items, events, _ = read_source(lay(tmp_path, {"x.item": item, "x.inter": inter}), columns)
+    assert items.values.tolist()[0] == ["1", "The Lion King", "A cub returns.", "Hakuna.", "Disney"]
+    assert events.values.tolist() == [["A", "1", 1, 4.0]]
+    with pytest.raises(GTIError, match="no column 'nothing'"):
+        read_source(tmp_path, columns | {"description": "nothing"})
