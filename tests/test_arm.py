@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch
 from gti_nb.arm import plan_arm, train_arm
 from gti_nb.core import GTIError
 from gti_nb.data.queries import load_queries
+from gti_nb.data.toy import toy_tables
 from gti_nb.result import ArmResult
 from gti_nb.runs.parameters import check_parameters, pipeline_parameters, pipeline_path
+from gti_nb.runs.tables import reference_frames
 from gti_nb.settings import SECTIONS, ArmConfig, arm_config, section_fields
 from gti_nb.tokenize import tokenize
 
@@ -148,3 +151,56 @@ def test_queries_make_a_search_arm(tmp_path):
 def test_a_saved_model_needs_a_run_folder(tokens):
     with pytest.raises(GTIError, match="save_model: the model is saved in the run folder"):
         train_arm(tokens, arm_config(**TINY, save_model=True))
+
+
+def published_folder(folder, several: bool):
+    "The toy data with a split of their own: the last three items of a user are the test, as one question or as three."
+    items, events = toy_tables()
+    folder.mkdir()
+    items.to_csv(folder / "items.csv", index=False)
+    taken = {user: own.item_id.tolist() for user, own in events.groupby("user_id")}
+    parts = {"train": slice(0, 6), "valid": slice(6, 7), "test": slice(7, 10)}
+    for part, place in parts.items():
+        (folder / f"{part}.txt").write_text("".join(f"{user} {' '.join(own[place])}\n" for user, own in taken.items()))
+    if not several:
+        rows = [(user, str(own[:k]), own[k]) for user, own in taken.items() for k in (7, 8, 9)] + [("u00", "['f00']", "not a film")]
+        pd.DataFrame(rows, columns=["user_id", "history_item_id", "item_id"]).to_csv(folder / "test.csv", index=False)
+        (folder / "test.txt").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_an_arm_runs_the_test_that_was_published(tmp_path, several):
+    wanted = tokenize(published_folder(tmp_path / "data", several), tmp_path / "tokens", levels=2, codes=8, progress=False)
+    config = arm_config(**TINY, evaluation={"users": 0, "beams": 10}, sft={"eval_steps": 2})
+    plan = plan_arm(wanted, config)
+    assert [len(s) for s in plan.split.train[: wanted.dataset.n_users]] == [6] * 30  # nothing of validation or test is learned
+    questions = plan.questions["evaluation"]
+    assert (len(questions), len(plan.questions["validation"])) == (30 if several else 91, 30)
+    own = dict(zip(plan.split.user_ids, wanted.dataset.sequences, strict=False))
+    assert all(plan.split.past(u)[:6].tolist() == own[plan.split.user_ids[u]].tolist() for u in questions.names[:30])
+    result = train_arm(wanted, config, tmp_path / "arm", progress=False)
+    assert result.metrics["users"] == len(questions) and result.evaluation.slices is not None
+    per_user = result.per_user["recall@10"]
+    assert set(per_user.round(6)) <= ({0, 0.333333, 0.666667, 1} if several else {0, 1}) and per_user.max() > 0
+    assert several or per_user.iloc[-1] == 0  # the item that is not in the catalogue is a miss
+    assert ArmResult.load(tmp_path / "arm").metrics == result.metrics == train_arm(wanted, config, tmp_path / "arm").metrics
+    frames = reference_frames(wanted.dataset, "test", result.per_user, vectors=wanted.vectors)
+    assert all(frame.index.equals(result.per_user.index) for frame in frames.values())
+    taken = np.concatenate(wanted.dataset.sequences)
+    popular = np.argsort(-np.bincount(taken, minlength=40), kind="stable")
+    for row, user in enumerate(questions.names[:5]):
+        left = [i for i in popular.tolist() if i not in plan.split.past(user)][:10]
+        answers = plan.split.answers(user).tolist()
+        assert frames["popularity"]["recall@10"].iloc[row] == pytest.approx(sum(a in left for a in answers) / len(answers))
+
+
+def test_a_published_split_that_leaks_stops_an_arm(tmp_path):
+    folder = published_folder(tmp_path / "data", True)
+    (folder / "train.txt").write_text((folder / "train.txt").read_text().replace("\n", " f39\n", 1))
+    (folder / "test.txt").write_text((folder / "test.txt").read_text().replace("\n", " f39\n", 1))
+    leaking = tokenize(folder, tmp_path / "tokens", levels=2, codes=8, progress=False)
+    assert leaking.dataset.policies["repeats"] == "all"  # a target in the history of a published split is counted, and allowed
+    leaking.dataset.policies["repeats"] = "first"
+    with pytest.raises(GTIError, match=r"target in history \(test\): 1 of 30, first user 'u00'"):
+        plan_arm(leaking, arm_config(**TINY))

@@ -1,5 +1,7 @@
 "The folder of tokens: reused, never overwritten, never half written."
 
+import dataclasses
+import inspect
 import json
 
 import numpy as np
@@ -8,13 +10,15 @@ import torch
 
 from gti_nb import tokenize as module
 from gti_nb.core import GTIError
-from gti_nb.data.dataset import load_dataset
+from gti_nb.data.dataset import Loading, load_dataset
 from gti_nb.data.queries import load_queries
+from gti_nb.data.toy import toy_tables
+from gti_nb.runs.parameters import check_parameters, parse_value, pipeline_parameters, pipeline_path
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.imported import random_sids
 from gti_nb.sid.quantizers import QUANTIZERS, compare_quantizers, plan_comparison, rank_quantizers
 from gti_nb.sid.rqvae import RQVAE
-from gti_nb.tokenize import load_tokens, tokenize
+from gti_nb.tokenize import TokenizeConfig, load_tokens, tokenize
 
 SETTINGS = dict(levels=2, codes=8, progress=False)
 
@@ -311,3 +315,114 @@ def test_codes_from_a_file_are_taken_once_whatever_the_seeds(index):
     items = load_dataset("toy").items.item_id.tolist()
     plan = plan_comparison(["random", {"quantizer": "imported", "index": str(index)}], 2, 8, [1, 2, 3], item_ids=items)
     assert [(label.split()[0], seed) for label, seed, _ in plan] == [("random", 1), ("random", 2), ("random", 3), ("imported", 1)]
+
+
+def test_every_choice_of_load_dataset_is_a_setting_and_a_parameter():
+    choices = {name: p.default for name, p in inspect.signature(load_dataset).parameters.items() if name != "name_or_path"}
+    settings = {f.name: getattr(Loading(), f.name) for f in dataclasses.fields(Loading)}
+    assert settings == choices | {"columns": {}} == {name: getattr(TokenizeConfig(), name) for name in choices}
+    spec = pipeline_parameters(pipeline_path("tokenize"))
+    assert {name: spec[name].default for name in choices} == settings
+    assert set(spec) == {"data", "out_dir"} | {f.name for f in dataclasses.fields(TokenizeConfig)}
+
+
+CHOICES = [
+    dict(k_core=2),
+    dict(k_core=0),
+    dict(min_rating=3.0, k_core=0),
+    dict(repeats="all"),
+    dict(ties="hash"),
+    dict(max_events=7, k_core=3),
+    dict(columns={"title": "categories", "timestamp": None}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*cleaning leaves")
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_choice_gives_the_data_set_that_load_dataset_gives(tmp_path, choice):
+    items, events = toy_tables()
+    (tmp_path / "d").mkdir()
+    items.to_csv(tmp_path / "d" / "items.csv", index=False)
+    events.assign(rating=[1, 5, 4, 3, 5] * 60).to_csv(tmp_path / "d" / "interactions.csv", index=False)
+    own = load_dataset(tmp_path / "d", **choice)
+    tokens = tokenize(tmp_path / "d", tmp_path / "t", **SETTINGS | {"codes": 4}, **choice)
+    assert tokens.dataset.content_hash == own.content_hash and tokens.dataset.policies == own.policies
+    assert json.loads((tmp_path / "t" / "report.json").read_text())["dataset"]["policies"] == own.policies
+
+
+def test_two_files_and_a_delimiter(tmp_path):
+    items, events = toy_tables()
+    items.to_csv(tmp_path / "a.csv", index=False, sep=";")
+    events.to_csv(tmp_path / "b.csv", index=False, sep=";")
+    tokens = tokenize(out_dir=tmp_path / "t", items=tmp_path / "a.csv", interactions=str(tmp_path / "b.csv"), delimiter=";", **SETTINGS)
+    assert tokens.dataset.content_hash == load_dataset("toy").content_hash
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(k_core=-1), "k_core: got -1"),
+        (dict(k_core="5"), "k_core: got '5', expected a whole number"),
+        (dict(min_rating="4"), "min_rating: got '4'"),
+        (dict(min_rating=float("nan")), "min_rating: got nan"),
+        (dict(repeats="last"), "repeats: got 'last', allowed: 'first', 'all'"),
+        (dict(ties="id"), "ties: got 'id'"),
+        (dict(max_events=2), "max_events: got 2"),
+        (dict(columns={"titel": "name"}), "columns: name: got 'titel'.*did you mean 'title'"),
+        (dict(columns={"title": 3}), "columns: title: got 3, expected the name of a column"),
+        (dict(columns=["title"]), "columns: got"),
+        (dict(delimiter=";;"), "delimiter: got ';;', allowed: one character"),
+        (dict(items="items.csv"), "interactions: is missing"),
+    ],
+)
+def test_a_wrong_choice_is_refused_before_anything_is_read(tmp_path, encoder, wrong, message):
+    spec = pipeline_parameters(pipeline_path("tokenize"))
+    for call in (
+        lambda: TokenizeConfig(**wrong),
+        lambda: tokenize(tmp_path / "nowhere", tmp_path / "t", **SETTINGS, **wrong),
+        lambda: check_parameters("tokenize", spec, {"data": "nowhere"} | wrong),
+    ):
+        with pytest.raises(
+            GTIError, match=message if call.__code__.co_names[0] != "check_parameters" else f"tokenize: .*({next(iter(wrong))}|is missing)"
+        ):
+            call()
+    assert not encoder and not list(tmp_path.iterdir())
+
+
+def test_choices_on_the_command_line():
+    spec = pipeline_parameters(pipeline_path("tokenize"))
+    given = {"k_core": "0", "min_rating": "4", "max_events": "9", "repeats": "all", "columns.title": "name", "columns.brand": "null"}
+    values = check_parameters("tokenize", spec, {name: parse_value(spec, name, text) for name, text in given.items()})
+    assert {name: values[name] for name in ("k_core", "min_rating", "max_events", "repeats")} == dict(
+        k_core=0, min_rating=4.0, max_events=9, repeats="all"
+    )
+    assert values["columns"] == {"title": "name", "brand": None}
+
+
+def test_what_is_loaded_already_or_has_no_histories_takes_no_choice(tmp_path):
+    with pytest.raises(GTIError, match="k_core, repeats: this data set is loaded already; pass them to load_dataset"):
+        tokenize(load_dataset("toy"), tmp_path / "t", k_core=3, repeats="all", **SETTINGS)
+    load_queries("toy").save(tmp_path / "q")
+    with pytest.raises(GTIError, match="k_core: for histories, but these are queries"):
+        tokenize(tmp_path / "q", tmp_path / "t", k_core=3, **SETTINGS)
+    load_dataset("toy").save(tmp_path / "saved")
+    with pytest.raises(GTIError, match="a saved data set has known columns"):
+        tokenize(tmp_path / "saved", tmp_path / "t", columns={"title": "name"}, **SETTINGS)
+    assert not (tmp_path / "t").exists()
+
+
+def test_another_policy_for_the_same_data_is_named(tmp_path):
+    tokenize("toy", tmp_path / "t", repeats="all", **SETTINGS)
+    with pytest.raises(GTIError, match="repeats: 'all' there, None now"):
+        tokenize("toy", tmp_path / "t", **SETTINGS)
+
+
+@pytest.mark.parametrize("policy", ["none", "extra_level", "sinkhorn", "hungarian"])
+def test_the_collision_policy_is_in_the_record_and_in_the_metrics(tmp_path, policy):
+    "Fault class 20."
+    tokens = tokenize("toy", tmp_path / "t", collisions=policy, **SETTINGS | {"codes": 4 if policy in ("none", "extra_level") else 8})
+    report = json.loads((tokens.folder / "report.json").read_text())
+    shared = 40 - len(set(map(tuple, tokens.sids.codes.tolist())))
+    assert report["parameters"]["collisions"] == report["sids"]["policy"] == tokens.sids.policy == policy
+    assert report["sids"]["collision_excess"] == shared / 40 and (shared > 0) == (policy == "none")
+    assert report["quantizer"]["distinct"] < 40 or policy in ("sinkhorn", "hungarian")

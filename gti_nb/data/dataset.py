@@ -237,9 +237,7 @@ def _takes_again(sequences: list[np.ndarray], asked: Questions) -> bool:
     return any((h[:, None] == t).any() for h, t in zip(asked.histories, asked.targets, strict=True))
 
 
-def _load_published(
-    files: PublishedFiles, name: str, policies: Policies, columns: ColumnNames | None, delimiter: str | None
-) -> RecDataset:
+def _load_published(files: PublishedFiles, name: str, policies: Policies, columns: ColumnNames | None, delimiter: str | None) -> RecDataset:
     "A data set with the split that was published with it."
     kept = Policies(k_core=policies.k_core if policies.k_core == 0 else 5, repeats=policies.repeats)
     other = [f"{f.name}={getattr(policies, f.name)!r}" for f in fields(policies) if getattr(policies, f.name) != getattr(kept, f.name)]
@@ -256,9 +254,7 @@ def _load_published(
     report |= found.report | {"items": len(items), "users": len(found.sequences), "events": sum(map(len, found.sequences))}
     warn_of_loss(report, name, ("items", "events", *(part for part in ("valid", "test") if part in report)))
     again = "all" if policies.repeats == "all" or _takes_again(found.sequences, asked) else "first"
-    return RecDataset(
-        items, found.sequences, found.user_ids, None, report, name, {**asdict(kept), "k_core": 0, "repeats": again}, asked
-    )
+    return RecDataset(items, found.sequences, found.user_ids, None, report, name, {**asdict(kept), "k_core": 0, "repeats": again}, asked)
 
 # %% ../../nbs/03_data/15_dataset.ipynb #4f63346f
 @dataclass

@@ -178,7 +178,9 @@ def read_part(
 # %% ../../nbs/03_data/08_published_files.ipynb #fbc169f5
 _PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".inter", ".json", ".txt")
 _ITEM_FILE = re.compile(r"items\.(?:csv|tsv|parquet|jsonl)|(?:(?P<a>.+)\.)?item\.json|(?P<b>.+)\.item|meta_(?P<c>.+)\.jsonl(?:\.gz)?")
-PUBLISHED_LAYOUT = "published split (train.*, valid.*, test.* of csv, tsv, parquet, jsonl, inter, json or txt, or folders train, valid, test"
+PUBLISHED_LAYOUT = (
+    "published split (train.*, valid.*, test.* of csv, tsv, parquet, jsonl, inter, json or txt, or folders train, valid, test"
+)
 PUBLISHED_LAYOUT += " + items.*, <Name>.item.json, <Name>.item or meta_<Name>.jsonl)"
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core import GTIError, check_choice, check_range
 from .cleaning import clean_items, drop_rows
 from .columns import BadCell, ColumnNames, TableSource, check_column_names, id_column, read_columns, read_items, text_column
-from .published_files import PARTS, id_list_column, part_name
+from .published_files import id_list_column, part_name
 
 # %% ../../nbs/03_data/16_query_tables.ipynb #9e6f0abb
 def _relevance_column(column: pd.Series) -> np.ndarray:

@@ -123,7 +123,9 @@ def _recognise(folder: Path) -> tuple[Layout, Path, Path]:
     if found:
         pairs = "; ".join(f"{layout.name} ({a.name} + {b.name})" for layout, a, b in found)
         raise GTIError(f"{folder}: {len(found)} data sets in it: {pairs}; keep the files of only one in the folder")
-    raise GTIError(f"{folder}: no data set recognised; it holds: {held}; known layouts: {'; '.join([*map(str, LAYOUTS), PUBLISHED_LAYOUT])}")
+    raise GTIError(
+        f"{folder}: no data set recognised; it holds: {held}; known layouts: {'; '.join([*map(str, LAYOUTS), PUBLISHED_LAYOUT])}"
+    )
 
 # %% ../../nbs/03_data/10_sources.ipynb #ae9da965
 def published_source(

@@ -111,7 +111,13 @@ def test_movielens_100k_as_published_is_the_default_data_set(tmp_path):
         flags = ["1" if genre in film.categories.split(", ") else "0" for genre in movielens.GENRES]
         lines.append("|".join([film.item_id, f"{film.title} ({film.description[-4:]})", "01-Jan-1995", "", "http://", *flags]))
     rated = events[events.item_id.isin(picked.item_id)]
-    lay(tmp_path, {"u.item": "\n".join(lines).encode("latin-1"), "u.data": rated[["user_id", "item_id", "rating", "timestamp"]].to_csv(sep="\t", header=False, index=False)})
+    lay(
+        tmp_path,
+        {
+            "u.item": "\n".join(lines).encode("latin-1"),
+            "u.data": rated[["user_id", "item_id", "rating", "timestamp"]].to_csv(sep="\t", header=False, index=False),
+        },
+    )
     again = read_source(tmp_path)
     assert again[0][["item_id", "title", "description"]].values.tolist() == picked[["item_id", "title", "description"]].values.tolist()
     assert [set(c.split(", ")) for c in again[0].categories] == [set(c.split(", ")) for c in picked.categories]
@@ -127,7 +133,10 @@ def test_a_wrong_line_of_u_item_is_named(tmp_path):
 @pytest.mark.parametrize("events", ["Gift_Cards.csv", "Gift_Cards.jsonl", "Gift_Cards.jsonl.gz"])
 def test_a_category_of_amazon_2023_in_a_folder(tmp_path, events):
     "Case d8."
-    meta = [{"parent_asin": "B1", "title": "Card &amp; <b>Box</b>", "description": ["Thin.", "Light."]}, {"parent_asin": "B2", "title": "x"}]
+    meta = [
+        {"parent_asin": "B1", "title": "Card &amp; <b>Box</b>", "description": ["Thin.", "Light."]},
+        {"parent_asin": "B2", "title": "x"},
+    ]
     review = {"user_id": "A1", "parent_asin": "B1", "asin": "B9", "timestamp": 1588687728923, "rating": 5.0, "text": "ok"}
     csv = "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,1588687728923\n"
     lay(tmp_path, {"meta_Gift_Cards.jsonl": meta, events: csv if events.endswith("csv") else [review]})
