@@ -235,7 +235,7 @@ def warn_of_loss(
     dropped = {rule: count for rule, count in report.items() if " dropped: " in rule and not rule.endswith("no event left")}
     worst = max(dropped, key=lambda rule: dropped[rule])
     warnings.warn(
-        f"{name}: cleaning leaves {counts} ({worst}: {dropped[worst]:,}); {advice}report_table() of the data set lists what each rule dropped",
+        f"{name}: cleaning leaves {counts} ({worst}: {dropped[worst]:,}); {advice}report_table() of the data set has every rule",
         stacklevel=3,
     )
 

@@ -183,7 +183,7 @@ def _questions_of(table: pd.DataFrame) -> Questions:
 # %% ../../nbs/03_data/15_dataset.ipynb #020e0e90
 def load_dataset(
     name_or_path: str
-    | Path = "movielens-100k",  # a name or a folder as `read_source` takes it, one with a published split, or one that `RecDataset.save` wrote
+    | Path = "movielens-100k",  # a name, a folder in a layout of `read_source`, one with a published split, or one that `save` wrote
     items: TableSource | None = None,  # instead of a name: the item table, a frame, a table in memory or a file
     interactions: TableSource | None = None,  # and the interaction table
     k_core: int = 5,  # users and items need this many events, users never fewer than 3; 0 keeps all items

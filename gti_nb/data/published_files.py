@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import GTIError, check_choice
+from ..core import GTIError, check_choice, parse_json
 from .amazon import amazon_2023_products, python_literal
 from .columns import BadCell, ColumnNames, id_column, read_columns, read_items, time_column
 from .lcrec import read_item_json
@@ -126,22 +126,12 @@ def _names(frame: pd.DataFrame, columns: ColumnNames, where: str | Path) -> dict
     return {name: theirs for name, theirs in found.items() if theirs is not None}
 
 # %% ../../nbs/03_data/08_published_files.ipynb #c9ab0b99
-def _no_twice(pairs: list[tuple[str, Any]]) -> dict:
-    "A JSON object; `ValueError` when a key occurs twice."
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
 def _read_json(path: Path) -> pd.DataFrame:
     "An object of lists by user, or a list of objects."
     try:
-        found = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_no_twice)
+        found = parse_json(path.read_bytes().decode("utf-8-sig"), path)
     except UnicodeDecodeError:
         raise not_utf8(path) from None
-    except (ValueError, RecursionError) as e:
-        raise GTIError(f"{path}: not valid JSON: {e}") from e
     if isinstance(found, dict) and found and all(isinstance(items, list) for items in found.values()):
         return pd.DataFrame({"user_id": list(found), "item_ids": list(found.values())})
     if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
@@ -180,8 +170,8 @@ _PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".inter", ".json", ".txt
 _ITEM_FILE = re.compile(r"items\.(?:csv|tsv|parquet|jsonl)|(?:(?P<a>.+)\.)?item\.json|(?P<b>.+)\.item|meta_(?P<c>.+)\.jsonl(?:\.gz)?")
 PUBLISHED_LAYOUT = (
     "published split (train.*, valid.*, test.* of csv, tsv, parquet, jsonl, inter, json or txt, or folders train, valid, test"
+    " + items.*, <Name>.item.json, <Name>.item or meta_<Name>.jsonl)"
 )
-PUBLISHED_LAYOUT += " + items.*, <Name>.item.json, <Name>.item or meta_<Name>.jsonl)"
 
 
 @dataclass(frozen=True)

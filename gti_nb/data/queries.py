@@ -20,7 +20,8 @@ from .beir import is_beir, read_beir
 from .catalogue import Catalogue, check_hash, item_columns, items_hash_parts, read_saved, save_tables
 from .cleaning import warn_of_loss
 from .columns import ColumnNames, TableSource
-from .query_tables import PARTS, clean_query_tables, divide, find_query_tables, read_query_tables, same_text
+from .published_files import PARTS
+from .query_tables import clean_query_tables, divide, find_query_tables, read_query_tables, same_text
 from .toy import toy_queries
 
 # %% ../../nbs/03_data/18_queries.ipynb #d3bf64f5

