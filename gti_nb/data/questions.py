@@ -87,13 +87,13 @@ class PublishedRows(NamedTuple):
     report: dict[str, int]  # name -> count
 
 
-def _in_order(rows: pd.DataFrame, item_ids: pd.Index) -> pd.DataFrame:
+def _in_order(rows: pd.DataFrame, row_of: dict[str, int]) -> pd.DataFrame:
     "Rows in the order of time where they have times, with items and histories as rows of the catalogue (-1: unknown)."
     ordered = rows.sort_values("timestamp", kind="stable") if "timestamp" in rows else rows
     known = {}
     for name in ("item_id", "history"):
         if name in ordered:
-            known[name] = [item_ids.get_indexer(pd.Index(ids, dtype=object)) for ids in ordered[name]]
+            known[name] = [np.array([row_of.get(i, -1) for i in ids], dtype=np.int64) for ids in ordered[name]]
     return pd.DataFrame({"user_id": ordered.user_id.to_numpy(), **{n: pd.Series(v, dtype=object) for n, v in known.items()}})
 
 
@@ -141,7 +141,8 @@ def published_rows(
     item_ids: Sequence[str],  # of the catalogue, in row order
 ) -> PublishedRows:
     "Training sequences and questions of a published split."
-    rows = {part: _in_order(frame, pd.Index(item_ids)) for part, frame in parts.items()}
+    row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+    rows = {part: _in_order(frame, row_of) for part, frame in parts.items()}
     train = _training(rows["train"])
     learned = rows["train"].item_id.tolist()
     report = {
