@@ -1,6 +1,6 @@
 """Free the number of a chapter: it and all later chapters of its room move up by one, and links to them follow.
 
-python .ci/free_number.py nbs/03_data/08_sources.ipynb
+python .ci/free_number.py nbs/03_data/10_sources.ipynb
 """
 
 import re
@@ -30,7 +30,7 @@ def moved_links(text: str, page: Path, old: Path, new: Path) -> str:
 def main(chapter: str) -> None:
     path = (ROOT / chapter).resolve()
     if not path.exists() or not re.match(r"\d\d_", path.name):
-        sys.exit(f"{chapter}: no such chapter; name the one whose number is to be free, such as nbs/03_data/08_sources.ipynb")
+        sys.exit(f"{chapter}: no such chapter; name the one whose number is to be free, such as nbs/03_data/10_sources.ipynb")
     for old in later_chapters(path):
         new = old.with_name(f"{int(old.name[:2]) + 1:02d}{old.name[2:]}")
         for page in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("*.md"), *ROOT.glob("studies/**/*.md")]:
