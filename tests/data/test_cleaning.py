@@ -54,7 +54,7 @@ def test_texts_of_web_pages_and_programs(text, read):
 
 @pytest.mark.parametrize("form", ["csv", "lcrec", "recbole"])
 def test_texts_of_every_layout_are_read_as_text(tmp_path, form):
-    "Case d9."
+    "Tags, entities and printed lists, in tables and in files of papers."
     items, events = toy_tables()
     spoilt = items.assign(title="<b>" + items.title + "</b> &amp; Co", description=[str([d, "Twice"]) for d in items.description])
     if form == "csv":

@@ -298,7 +298,7 @@ def test_columns_can_be_named(tmp_path):
 
 
 def test_text_of_a_minionerec_folder_is_read_as_text(tmp_path, recwarn):
-    "Case d9: lists and HTML become text, the catalogue stays whole with the default k_core, and nothing warns."
+    "Lists and HTML become text, the catalogue stays whole with the default k_core, and nothing warns."
     spoilt = {
         i: {"title": f"<b>{m['title']}</b> &amp; more", "description": str(["It's <i>big</i>.", "Red"])} for i, m in ITEM_JSON.items()
     }

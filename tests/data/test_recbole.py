@@ -87,7 +87,7 @@ FILMS += "1\tLion King, The\t1994\tA cub returns.\tAnimation\tHakuna.\tDisney\n2
     ],
 )
 def test_the_description_is_the_one_given(tmp_path, columns, descriptions):
-    "Case d3: a description is kept, and no year is made up."
+    "A description is kept, and no year is made up."
     inter = "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\n"
     items, _, _ = read_source(lay(tmp_path, {"x.item": FILMS, "x.inter": inter}), columns)
     assert items.description.tolist() == descriptions

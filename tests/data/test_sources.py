@@ -132,7 +132,7 @@ def test_a_wrong_line_of_u_item_is_named(tmp_path):
 
 @pytest.mark.parametrize("events", ["Gift_Cards.csv", "Gift_Cards.jsonl", "Gift_Cards.jsonl.gz"])
 def test_a_category_of_amazon_2023_in_a_folder(tmp_path, events):
-    "Case d8."
+    "Products with the ratings, the reviews, or packed reviews."
     meta = [
         {"parent_asin": "B1", "title": "Card &amp; <b>Box</b>", "description": ["Thin.", "Light."]},
         {"parent_asin": "B2", "title": "x"},
