@@ -54,6 +54,7 @@ ROOMS = {
     "text": "item texts become unit vectors",
     "sid": "vectors become semantic IDs, and how good these are",
     "model": "the one place that touches a model's insides",
+    "prompts": "what the model is asked, in the form of its own tokenizer",
     "training": "one way to train and to resume",
     "initializers": "where new rows may start",
     "grounding": "the stage that trains only the new rows",

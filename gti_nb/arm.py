@@ -30,6 +30,7 @@ from .grounding.stage import GroundingConfig, ground
 from .initializers.registry import initialize
 from .model.extended import ExtendedModel
 from .probe.grounding import grounding_quality
+from .prompts import keep_date, prompt_date
 from .result import ArmResult, StageCost
 from .settings import ArmConfig
 from .sft.adapters import check_quantizable
@@ -105,10 +106,12 @@ def _settle_steps(plan: ArmPlan) -> None:
 def plan_arm(
     tokens: Tokens,
     config: ArmConfig,
+    out_dir: str | Path | None = None,  # the run's folder, which keeps the date of its prompts where a chat template writes one
 ) -> ArmPlan:
     "Build the model, the tasks and the questions of an arm; whatever does not fit is refused here."
     model, tokenizer = load_base(config.base)
     extended = ExtendedModel.extend(model.to(pick_device(config.device)), tokenizer, tokens.sids)
+    keep_date(extended.tokenizer, out_dir)
     split = _split_of(tokens, config)
     settings = TaskSettings(window=config.sft.window, history=config.evaluation.history, max_text_tokens=config.tasks.max_text_tokens)
     tasks = make_tasks(_mix(config, split is None), extended, tokens.dataset, split, settings)
@@ -210,7 +213,9 @@ def _facts(plan: ArmPlan) -> dict[str, Any]:
     dataset, sids = plan.tokens.dataset, plan.tokens.sids
     hashes = dict(data=dataset.content_hash, sids=sids.content_hash, pretrained_rows=plan.extended.pretrained_hash())
     asked = plan.questions["evaluation"]
-    return dict(data=dataset.name, kind=asked.kind, split=asked.which, collisions=sids.policy, hashes=hashes)
+    facts = dict(data=dataset.name, kind=asked.kind, split=asked.which, collisions=sids.policy, hashes=hashes)
+    date = prompt_date(plan.extended.tokenizer)
+    return facts if date is None else facts | dict(prompt_date=date)
 
 # %% ../nbs/18_arm.ipynb #420b3277
 def _finished(plan: ArmPlan, facts: dict[str, Any], out_dir: Path) -> ArmResult | None:
@@ -234,7 +239,7 @@ def train_arm(
     if config.save_model and out_dir is None:
         raise GTIError("save_model: the model is saved in the run folder; pass out_dir")
     seed_everything(config.seed)
-    plan = plan_arm(tokens if isinstance(tokens, Tokens) else load_tokens(tokens), config)
+    plan = plan_arm(tokens if isinstance(tokens, Tokens) else load_tokens(tokens), config, out_dir)
     facts = _facts(plan)
     finished = None if out_dir is None else _finished(plan, facts, Path(out_dir))
     if finished is not None:

@@ -23,6 +23,7 @@ from .prefix_cache import pad
 from .stage import GroundingConfig, heldout_loss, pair_schedule, stage_checkpoints, stage_settings
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops, target_loss
+from ..prompts import keep_date
 from ..training.stage import StageResult, train_stage
 
 # %% ../../nbs/10_grounding/06_full.ipynb #60426a5f
@@ -99,6 +100,7 @@ def ground_full(
 ) -> StageResult:
     "Train all parameters on pairs of texts and tokens (paper, section 3, step 3)."
     config = config or FullConfig()
+    keep_date(extended.tokenizer, out_dir)
     rows_train = config.pretrained_rows == "trained"
     extended.train_only(backbone=True, pretrained_rows=rows_train)
     before = extended.pretrained_hash(backbone=False)

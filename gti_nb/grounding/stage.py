@@ -24,7 +24,7 @@ from .pairs import GroundingPairs, encode_pairs
 from .targets import SharedTargets
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops
-from ..prompts import GROUNDING
+from ..prompts import GROUNDING, encode_template, keep_date
 from ..training.callbacks import KeepBest
 from ..training.checkpoints import Checkpoints, is_first_process, run_key
 from ..training.stage import StageResult, train_stage
@@ -122,6 +122,13 @@ def stage_settings(
     )
 
 
+def _prompts_hash(extended: ExtendedModel, pairs: GroundingPairs) -> str:
+    "What identifies the fixed text of all prompts, as token ids."
+    used = {key for part in (pairs.train, pairs.heldout) for key in zip(part.form, part.wording, strict=True)}
+    ordered = sorted(used, key=lambda key: (key[0].name, key[1]))
+    return content_hash([encode_template(extended.tokenizer, *key).pieces for key in ordered])
+
+
 def stage_checkpoints(
     extended: ExtendedModel,  # as it is before the first step
     pairs: GroundingPairs,
@@ -135,7 +142,8 @@ def stage_checkpoints(
         return None
     shown = content_hash(*(part.to_dict("list") for part in (pairs.train, pairs.heldout)))
     layout = dict(gradient_accumulation_steps=config.gradient_accumulation_steps)
-    key = run_key(config, (*layout, "cache_bytes"), pairs=shown, **extended.fingerprint(), **hashes)
+    hashes |= dict(pairs=shown, prompts=_prompts_hash(extended, pairs))
+    key = run_key(config, (*layout, "cache_bytes"), **extended.fingerprint(), **hashes)
     return Checkpoints(Path(out_dir) / "checkpoints", config.save_steps, key, force, layout=layout)
 
 # %% ../../nbs/10_grounding/05_stage.ipynb #a6c10005
@@ -210,6 +218,7 @@ def ground(
     "Train only the new rows on pairs of texts and tokens: of semantic IDs (paper, section 3 and Algorithm 1), or of described tokens."
     config = config or GroundingConfig()
     targets = _shared_targets(extended, pairs, config, vectors)
+    keep_date(extended.tokenizer, out_dir)
     extended.train_only(backbone=False)
     before = extended.pretrained_hash()
     loss = GroundingLoss(extended, extended.compute_model(pick_dtype(config.precision, extended.device)), config.cache_bytes)

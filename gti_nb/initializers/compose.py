@@ -29,7 +29,8 @@ def level_offset(context: InitContext, rows: torch.Tensor) -> torch.Tensor:  # [
     "E_t + phi_l - mean_l phi_l, phi_l the mean row of ' a', ' b', ...: the letter of the level in token names (this package)."
     level, tokenizer = context.level, context.extended.tokenizer
     used = ascii_lowercase[: int(level.max()) + 1]
-    letters = torch.stack([context.pretrained[encode_text_only(tokenizer, f" {letter}")].double().mean(0) for letter in used])  # [L, d]
+    ids = [encode_text_only(tokenizer, f" {letter}", inside=True) for letter in used]
+    letters = torch.stack([context.pretrained[some].double().mean(0) for some in ids])  # [L, d]
     return rows + (letters - letters.mean(0))[level]
 
 # %% ../../nbs/09_initializers/06_compose.ipynb #c3015287

@@ -19,7 +19,7 @@ from ..diagnostics.spectral import effective_rank
 from .prior import asking
 from ..model.extended import ExtendedModel
 from ..model.rows import trained_rows
-from ..prompts import encode_text_only
+from ..prompts import beginning, encode_text_only
 
 # %% ../../nbs/09_initializers/07_report.ipynb #e133a3aa
 SAMPLE_PROMPTS = (
@@ -40,10 +40,11 @@ def new_token_mass(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # p_new, and KL(p_pre || p) in nats, float32 [positions] each
     "How much of the next-token distribution the new tokens take, by one forward pass per prompt."
     n_pretrained = extended.n_pretrained
+    first = beginning(extended.tokenizer)
     gaps = []
     with asking(extended):
         for prompt in prompts:
-            ids = torch.tensor([encode_text_only(extended.tokenizer, prompt)], device=extended.device)
+            ids = torch.tensor([first + encode_text_only(extended.tokenizer, prompt)], device=extended.device)
             logits = extended.model(input_ids=ids).logits[0].float()  # [positions, n_pretrained + n_new]
             gaps.append((logits[:, n_pretrained:].logsumexp(-1) - logits[:, :n_pretrained].logsumexp(-1)).cpu())
     gap = torch.cat(gaps)

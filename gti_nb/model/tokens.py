@@ -53,6 +53,7 @@ def add_tokens(
     for name, token in zip(names, ids, strict=True):
         if tokenizer.encode(name, add_special_tokens=False) != [token]:
             raise GTIError(f"tokenizer: {name!r} does not encode to its own id {token}; choose other token names")
+    tokenizer.init_kwargs["first_new_token"] = first  # `prompts` refuses fixed text that holds a new token
     return tokenizer, first
 
 # %% ../../nbs/06_model/02_tokens.ipynb #bb6521b1

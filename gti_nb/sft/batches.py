@@ -33,6 +33,10 @@ class ExampleBatches(Sequence):
         self._group: int | None = None  # the group whose examples are built
         self._examples: list[Example] = []
 
+    def forget(self) -> None:
+        "Build examples anew from here on, since the date in their prompts may have changed."
+        self._group = None
+
     def __len__(self) -> int:
         return len(self.where)
 

@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, ModelCardData
 from ..assets import EMBEDDED
 from ..core import GTIError, atomic_dir, write_atomic
 from ..model.extended import ExtendedModel
+from ..prompts import prompt_date
 
 # %% ../../nbs/11_sft/11_card.ipynb #8e72dcb7
 def _plain(value: Any) -> str:
@@ -92,6 +93,9 @@ def model_card(
         if not isinstance(value, Real) or not math.isfinite(value):
             raise GTIError(f"metrics: {name!r} is {value!r}, expected a number")
     facts = {"base model": base, "new tokens": _new_tokens(extended), "start of the new rows": arm, "data": data}
+    date = prompt_date(extended.tokenizer)
+    if date is not None:
+        facts["date in the prompts"] = date
     parts = [
         _head(extended, base),
         f"# {_plain(base)} with {extended.n_new} new tokens",

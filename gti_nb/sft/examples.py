@@ -114,10 +114,10 @@ def text_ids(
     text: str,  # any text of an item, a query or a user
     longest: int | None = None,  # tokens at most; None: `max_text_tokens`
 ) -> list[int]:
-    "Token ids of a text, cut at the end."
+    "Token ids of a text as it stands inside a prompt, cut at the end."
     if text not in self._encoded:
         most = max(self.settings.max_text_tokens, self.settings.max_title_tokens)
-        self._encoded[text] = encode_text_only(self.extended.tokenizer, text)[:most]
+        self._encoded[text] = encode_text_only(self.extended.tokenizer, text, inside=True)[:most]
     return self._encoded[text][: longest or self.settings.max_text_tokens]
 
 

@@ -29,9 +29,9 @@ def retrieval_task(
     source: TaskSource,  # with a split
 ) -> Task:
     "Windows of histories in which every item is a target, in the prompt of `retrieval_prompt`."
-    train, window, head = source.train, source.settings.window, retrieval_head(source.extended)
+    train, window = source.train, source.settings.window
     users = [user for user, items in enumerate(train) if len(items)]
-    _check_window(source, head, min(window, max(len(train[user]) for user in users)))
+    _check_window(source, retrieval_head(source.extended), min(window, max(len(train[user]) for user in users)))
 
     def epoch(rng: np.random.Generator) -> np.ndarray:  # user, first item, end: int64 [n, 3]
         keys = []
@@ -44,6 +44,7 @@ def retrieval_task(
 
     def build(key: np.ndarray) -> Example:
         user, start, end = key
+        head = retrieval_head(source.extended)  # here, since a run that resumes sets the date of its prompts
         return example_from("retrieval", [*head, *source.codes[train[user][start:end]].ravel()], len(head))
 
     return Task("retrieval", epoch, build)
@@ -96,7 +97,8 @@ def history_task(
         user, position, chance = key.tolist()
         chance, wording = divmod(chance, len(prompts))
         history = (write or source.sids)(train[user][max(position - longest, 0) : position])
-        return example_from(name, *fill_history(prompts[wording], history, source.limit, **slots(user, position, chance)))
+        filled = slots(user, position, chance)
+        return example_from(name, *fill_history(prompts[wording], history, source.limit, encode=source.text_ids, **filled))
 
     return Task(name, epoch, build, note)
 
@@ -129,7 +131,7 @@ def fusion_sid_to_title_task(
     places = places[_has_title(source)[items_at(source.train, places)]]
 
     def slots(user: int, position: int, _: int) -> dict:
-        return dict(title=source.text_ids(titles[source.train[user][position]]))
+        return dict(title=titles[source.train[user][position]])
 
     return history_task(source, "fusion_sid_to_title", SFT["fusion_sid_to_title"], places, slots)
 
@@ -138,7 +140,7 @@ def fusion_title_to_sid_task(
     source: TaskSource,  # with data and a split
 ) -> Task:
     "Titles of the items before -> SID tokens of the next item."
-    titled, newline = _has_title(source), encode_text_only(source.extended.tokenizer, "\n")
+    titled, newline = _has_title(source), encode_text_only(source.extended.tokenizer, "\n", inside=True)
     places, titles = next_item_places(source.train), source.columns["title"]
     places = places[titled[items_at(source.train, places, back=1)]]
 

@@ -23,8 +23,9 @@ from ..core import GTIError, content_hash, pick_dtype
 from ..data.splits import Split
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops
+from ..prompts import keep_date
 from .adapters import adapters, check_quantizable, save_adapters
-from .batches import example_batches
+from .batches import ExampleBatches, example_batches
 from .config import SFTConfig
 from .examples import Example, TaskSettings
 from .loss import SFTLoss, check_loss
@@ -282,6 +283,9 @@ def finetune(
     "Fine-tune the transformer's layers, in full or through adapters, and the new rows; pretrained rows by choice."
     config = SFTConfig() if config is None else config
     _check_call(extended, config, validate)
+    keep_date(extended.tokenizer, out_dir)
+    if isinstance(data, ExampleBatches):
+        data.forget()
     batches = stage_batches(extended, data, config)
     loss = SFTLoss(extended, config.packing)
     if config.mode == "full" or extended.pretrained_rows.dtype == torch.float32:

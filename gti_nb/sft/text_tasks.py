@@ -47,8 +47,8 @@ def item_text_task(
 
     def build(key: np.ndarray) -> Example:
         item, template, wording = key.tolist()
-        texts = {c: source.text_ids(source.columns[c][item]) for c in asked[template]}
-        return example_from(name, *fill(prompts[template][wording], sid=source.sid(item), **texts))
+        texts = {c: source.columns[c][item] for c in asked[template]}
+        return example_from(name, *fill(prompts[template][wording], encode=source.text_ids, sid=source.sid(item), **texts))
 
     return Task(name, epoch, build)
 
@@ -101,7 +101,7 @@ def item_search_task(
 
     def slots(user: int, position: int, chance: int) -> dict:
         item = int(source.train[user][position])
-        return dict(intention=source.text_ids(wishes[item][chance % len(wishes[item])]), sid=source.sid(item))
+        return dict(intention=wishes[item][chance % len(wishes[item])], sid=source.sid(item))
 
     return history_task(source, name, SFT["item_search"], places, slots, note="" if own else _FROM_TEMPLATES.format("intentions"))
 
@@ -155,7 +155,7 @@ def preference_task(
     places, text = _template_tastes(source) if own is None else _own_tastes(source, own)
 
     def slots(user: int, position: int, chance: int) -> dict:
-        return dict(preference=source.text_ids(text(user, position, chance)))
+        return dict(preference=text(user, position, chance))
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         mixed = places[rng.permutation(len(places))]
@@ -189,6 +189,6 @@ def search_task(
 
     def build(key: np.ndarray) -> Example:
         query, item, wording = key.tolist()
-        return example_from("search", *fill(prompts[wording], query=source.text_ids(texts[query]), sid=source.sid(item)))
+        return example_from("search", *fill(prompts[wording], encode=source.text_ids, query=texts[query], sid=source.sid(item)))
 
     return Task("search", epoch, build)
