@@ -30,16 +30,21 @@ def _with_date(
     return f"{{%- macro strftime_now(format) -%}}{{{{- format{steps} -}}}}{{%- endmacro %}}\n{chat_template}"
 
 
+def _check_date(name: str, value: str) -> str:
+    "Refuse what is no date."
+    try:
+        datetime.date.fromisoformat(value)
+    except (TypeError, ValueError) as e:
+        raise GTIError(f"{name}: got {value!r}, expected a date such as '2026-12-01'") from e
+    return value
+
+
 def fix_date(
     tokenizer: PreTrainedTokenizerBase,  # changed in place
     date: str,  # as in 2026-12-01
 ) -> None:
     "Set the date that the tokenizer's chat template writes."
-    try:
-        datetime.date.fromisoformat(date)
-    except (TypeError, ValueError) as e:
-        raise GTIError(f"date: got {date!r}, expected a date such as '2026-12-01'") from e
-    tokenizer.init_kwargs["prompt_date"] = date
+    tokenizer.init_kwargs["prompt_date"] = _check_date("date", date)
 
 
 def prompt_date(
@@ -66,10 +71,7 @@ def keep_date(
     if not path.exists():
         write_json(path, dict(date=date))
         return
-    about = read_json(path)
-    if not isinstance(about, dict) or not isinstance(about.get("date"), str):
-        raise GTIError(f'{path}: expected {{"date": "2026-12-01"}} with the date of the run\'s prompts; put it in, or remove the file')
-    fix_date(tokenizer, about["date"])
+    fix_date(tokenizer, read_json(path, "the date of a run's prompts", fields=dict(date=_check_date))["date"])
 
 # %% ../../nbs/07_prompts/02_turns.ipynb #8effc846
 @dataclass(frozen=True)

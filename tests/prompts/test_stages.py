@@ -284,7 +284,7 @@ def test_an_arm_keeps_the_date_of_its_first_start_and_records_it(tmp_path, monke
 @pytest.mark.parametrize("content", ["[]", '{"date": 3}', '{"date": "yesterday"}', "{"])
 def test_a_damaged_record_of_the_date_is_refused(content, toy, tmp_path):
     (tmp_path / "prompts.json").write_text(content)
-    with pytest.raises(GTIError, match="prompts.json|date: got 'yesterday'"):
+    with pytest.raises(GTIError, match="prompts.json"):
         grounding_run(toy, tmp_path)
 
 
