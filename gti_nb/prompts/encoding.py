@@ -87,11 +87,13 @@ def _check_fixed(tokenizer: PreTrainedTokenizerBase, name: str, pieces: list[Pie
     "Refuse fixed text that holds a new token."
     first_new = tokenizer.init_kwargs.get("first_new_token")
     for piece in pieces:
-        found = [i for i in piece if first_new is not None and i >= first_new] if isinstance(piece, tuple) else []
+        if isinstance(piece, str):
+            continue
+        found = [i for i in piece if first_new is not None and i >= first_new]
         if found:
             token = tokenizer.convert_ids_to_tokens(found[0])
             raise GTIError(
-                f"{name}: the new token {token!r} occurs in the fixed text of this prompt, {tokenizer.decode(piece)!r}, so it would stand "
+                f"{name}: the new token {token!r} occurs in the fixed text of this prompt, {tokenizer.decode(list(piece))!r}, so it would stand "
                 f"in every such prompt; give it a name that occurs in no ordinary text, such as '<{token}>'"
             )
 

@@ -25,7 +25,7 @@ def _unspaced(spec: Any) -> Any:
         return spec
     if spec.get("type") == "Prepend":
         return None
-    never = dict(prepend_scheme="never") if "prepend_scheme" in spec else {}
+    never: dict[str, Any] = dict(prepend_scheme="never") if "prepend_scheme" in spec else {}
     if spec.get("add_prefix_space"):
         never["add_prefix_space"] = False
     return {name: _unspaced(value) for name, value in spec.items()} | never
