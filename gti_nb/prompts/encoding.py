@@ -92,8 +92,9 @@ def _check_fixed(tokenizer: PreTrainedTokenizerBase, name: str, pieces: list[Pie
         found = [i for i in piece if first_new is not None and i >= first_new]
         if found:
             token = tokenizer.convert_ids_to_tokens(found[0])
+            fixed = tokenizer.decode(list(piece))
             raise GTIError(
-                f"{name}: the new token {token!r} occurs in the fixed text of this prompt, {tokenizer.decode(list(piece))!r}, so it would stand "
+                f"{name}: the new token {token!r} occurs in the fixed text of this prompt, {fixed!r}, so it would stand "
                 f"in every such prompt; give it a name that occurs in no ordinary text, such as '<{token}>'"
             )
 
