@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .assets import load_base
-from .core import GTIError, pick_device, read_json, seed_everything, write_json
+from .core import GTIError, pick_device, read_json, seed_everything, with_bars, write_json
 from .data.queries import QueryDataset
 from .data.splits import Split
 from .diagnostics.summary import Diagnostics, diagnose
@@ -176,11 +176,15 @@ def _ground(run: _Progress, pairs: GroundingPairs, config: GroundingConfig, prog
     return result
 
 
-def _grounding_quality(plan: ArmPlan, pairs: GroundingPairs) -> pd.DataFrame | None:
+def _grounding_quality(plan: ArmPlan, pairs: GroundingPairs, grounded: StageResult) -> pd.DataFrame | None:
     "Recall on pairs that grounding has not seen, by the first template that asks for a semantic ID."
     asked = set(pairs.heldout.template[pairs.heldout.direction == "text_to_sid"])
     judged_by = next((name for name in plan.config.pairs.templates if name in asked), None)
-    return None if judged_by is None else grounding_quality(plan.extended, pairs, judged_by, trained=64, titles=False)
+    counts = (grounded.heldout or {})["pairs"]
+    most = max(1, counts["evaluated"] // 2)  # a question costs about four times what the loss of a pair does
+    if judged_by is None:
+        return None
+    return grounding_quality(plan.extended, pairs, judged_by, trained=min(64, most), titles=False, heldout=most)
 
 
 def _finetune(run: _Progress, progress: bool) -> StageResult:
@@ -228,6 +232,7 @@ def _finished(plan: ArmPlan, facts: dict[str, Any], out_dir: Path) -> ArmResult 
     raise GTIError(f"{out_dir}: holds the result of another arm; choose another out_dir, or remove this one")
 
 # %% ../nbs/18_arm.ipynb #d1dc016c
+@with_bars
 def train_arm(
     tokens: Tokens | str | Path,  # from `tokenize`, or its folder
     config: ArmConfig | None = None,  # None takes all defaults
@@ -250,7 +255,7 @@ def train_arm(
     quality = None
     if plan.pairs is not None and config.grounding is not None:
         grounded = _ground(run, plan.pairs, config.grounding, progress)
-        quality = _grounding_quality(plan, plan.pairs)
+        quality = _grounding_quality(plan, plan.pairs, grounded)
     if plan.pairs is not None and config.grounding_full is not None:
         run.keep_result("grounding_full", ground_full(plan.extended, plan.pairs, config.grounding_full, progress=progress))
     tuned = _finetune(run, progress)

@@ -26,6 +26,7 @@ from gti_nb.core import (
     file_hash,
     pick_dtype,
     read_json,
+    with_bars,
     write_json,
 )
 from .data.dataset import Loading, RecDataset, load_dataset
@@ -226,6 +227,7 @@ def _report(folder: Path, dataset: RecDataset | QueryDataset, vectors: torch.Ten
 
 # %% ../nbs/15_tokenize.ipynb #a22ecb9e
 @delegates(TokenizeConfig)  # ty: ignore[invalid-argument-type]  (takes classes too)
+@with_bars
 def tokenize(
     data: str | Path | RecDataset | QueryDataset = "movielens-100k",  # what `load_catalogue` takes
     out_dir: str | Path = "outputs/tokens",  # new or empty, or a folder that holds exactly these semantic IDs

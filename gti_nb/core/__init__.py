@@ -10,13 +10,14 @@ from .checks import GTIError, check_choice, check_fields, check_int, check_range
 from .files import atomic_dir, file_hash, write_atomic, write_json
 from .hashes import content_hash
 from .records import RecordError, check_record, parse_json, parse_yaml, read_json, read_yaml
-from .runtime import pick_device, pick_dtype, progress, seed_everything
+from .runtime import bars, counted, explain_memory, pick_device, pick_dtype, progress, seed_everything, with_bars
 
 # %% ../../nbs/00_core/05___init__.ipynb #f333194b
 __all__ = [
     "GTIError",
     "RecordError",
     "atomic_dir",
+    "bars",
     "check_choice",
     "check_fields",
     "check_int",
@@ -24,6 +25,8 @@ __all__ = [
     "check_record",
     "check_type",
     "content_hash",
+    "counted",
+    "explain_memory",
     "file_hash",
     "parse_json",
     "parse_yaml",
@@ -35,6 +38,7 @@ __all__ = [
     "read_yaml",
     "seed_everything",
     "short_repr",
+    "with_bars",
     "write_atomic",
     "write_json",
 ]

@@ -250,7 +250,7 @@ def _amazon_2023_streams(meta: str, ratings: str) -> tuple[pd.DataFrame, pd.Data
         raise GTIError(f"{ratings}: no rows")
     events = pd.concat(batches, ignore_index=True)
     lines = (line for batch in _stream("text", meta, 1000) for line in batch["text"].to_pylist())
-    numbered = enumerate(progress(lines, desc="products", enabled="://" in meta), 1)
+    numbered = enumerate(progress(lines, desc="reading", enabled=True if "://" in meta else None, unit="products"), 1)
     items = _products(numbered, "parent_asin", set(events.parent_asin), meta)
     if not items:
         raise GTIError(f"{meta}: none of the {events.parent_asin.nunique():,} products of the interactions is in it")

@@ -8,15 +8,15 @@ __all__ = ['score_all', 'rank_all', 'beam_agreement']
 # %% ../../nbs/12_decode/04_scores.ipynb #54627596
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..core import GTIError, check_int
-from ..core import progress as progress_bar
-from .beam import Beams, excluded_rows
+from ..core import GTIError, check_int, counted, explain_memory
+from .beam import Beams, excluded_rows, largest_batch
 from .readers import Reader, check_finite
 from .selection import reading
 from .trie import SidTrie
@@ -60,14 +60,16 @@ def score_all(
     trie: SidTrie,  # of extended.sids
     batch_size: int = 4,  # prompts at a time; changes memory and speed, and results only by rounding
     dtype: torch.dtype = torch.float32,  # the precision that computes
-    progress: bool = False,  # show a bar
+    progress: bool | None = False,  # show a bar; None: when it takes long
     objective: str = "logprob",  # "logprob": the model's log-probability; "level": normalized among the codes of each level
 ) -> Tensor:  # fp32 [n_prompts, n_items]
     "The exact score of every item after every prompt; items with the same codes have the same score."
     out = torch.empty(len(prompts), len(trie.leaves))
-    with reading(extended, prompts, trie, objective, batch_size, dtype) as reader:
+    size = partial(largest_batch, extended, prompts, batch_size)
+    advice = f"lower batch_size (now {batch_size})"
+    with explain_memory(size, advice), reading(extended, prompts, trie, objective, batch_size, dtype) as reader:
         tree = trie.to(extended.device)
-        for rows in progress_bar(reader.batches(batch_size), desc="scoring", enabled=progress):
+        for rows in counted(reader.batches(batch_size), len(prompts), "scoring", "prompts", progress):
             logp = reader.read_prompts(rows)
             walk = _Walk(reader, tree, extended.n_pretrained, logp.new_empty(len(rows), len(trie.leaves)))
             walk.score_below(0, slice(0, 1), logp.new_zeros(len(rows), 1), logp)

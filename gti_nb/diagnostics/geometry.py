@@ -151,8 +151,11 @@ def nearest_rows(
     if not 1 <= k <= len(reference):
         raise GTIError(f"k: got {k}, allowed: 1 to {len(reference)}, the number of reference rows")
     x = _directions(check_rows(rows)).astype(np.float32)
-    reference = np.asarray(reference, dtype=np.float32)
-    unit = np.nan_to_num(_directions(reference), nan=0.0)
+    reference = np.asarray(reference)
+    unit = np.empty(reference.shape, dtype=np.float32)
+    for start in range(0, len(unit), 8192):  # a large vocabulary is copied once, not four times
+        part = slice(start, start + 8192)
+        unit[part] = np.nan_to_num(_directions(reference[part].astype(np.float32)), nan=0.0)
     found, cosines = [], []
     for start in range(0, len(x), block):
         c = x[start : start + block] @ unit.T  # [block, m]

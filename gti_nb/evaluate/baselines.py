@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ..core import GTIError, check_choice, check_int, check_range
+from ..core import GTIError, check_choice, check_int, check_range, counted, progress
 from ..data.queries import QueryDataset
 from ..data.splits import Split
 
@@ -40,11 +40,11 @@ def rank_items(
     check_choice("which", which, ["valid", "test"])
     check_int("width", width, 1)
     lists = np.full((split.n_users, width), -1)
-    for start in range(0, split.n_users, block):
-        users = range(start, min(start + block, split.n_users))
+    blocks = [range(start, min(start + block, split.n_users)) for start in range(0, split.n_users, block)]
+    for users in counted(blocks, split.n_users, "ranking", "users"):
         scores = np.array(score([split.history(u, which) for u in users]), dtype=float)
         if np.isnan(scores).any():
-            raise GTIError(f"score: gave NaN for user {start + int(np.isnan(scores).any(1).argmax())}; nothing can be ranked by it")
+            raise GTIError(f"score: gave NaN for user {users[0] + int(np.isnan(scores).any(1).argmax())}; nothing can be ranked by it")
         for user, row in zip(users, scores, strict=True):
             if not split.repeats:
                 row[split.past(user, which)] = -np.inf
@@ -219,7 +219,7 @@ def tfidf_search(
     except ValueError as e:
         raise GTIError(f"{queries.name}: no item text has a word in it that is not an English stop word") from e
     lists = np.full((len(wanted), width), -1)
-    for start in range(0, len(wanted), 1024):
+    for start in progress(range(0, len(wanted), 1024), desc="ranking", enabled=None, unit="thousand queries"):
         scores = (vectorizer.transform(wanted[start : start + 1024]) @ items.T).toarray()
         for row, values in enumerate(scores, start):
             lists[row] = _best(values, width)

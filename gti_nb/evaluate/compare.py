@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import DegenerateDataWarning, bootstrap, t
 
-from ..core import GTIError, check_choice, check_int
+from ..core import GTIError, check_choice, check_int, progress
 from .ranking import metric_columns
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #f2effbc4
@@ -176,7 +176,7 @@ def compare(
     check_int("resamples", resamples, 100)  # fewer cannot place the ends of a 95 % interval
     users = arms[baseline][0].index
     rows = []
-    for metric in metrics:
+    for metric in progress(metrics, desc="comparing arms", enabled=None, unit="metrics"):
         base = _seeds_by_users(arms[baseline], users, metric)
         for name, seeds in arms.items():
             arm = _seeds_by_users(seeds, users, metric)

@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from ..core import check_choice, check_fields, check_int
+from ..core import check_choice, check_fields, check_int, with_bars
 from ..data.splits import Split
 from ..decode.beam import beam_search
 from ..decode.scores import beam_agreement, rank_all, score_all
@@ -67,11 +67,12 @@ def _exact_agreement(extended: ExtendedModel, asked: EvaluationSet, config: Eval
     n = min(config.exact_users, len(asked))
     excluded = None if asked.exclude is None else asked.exclude[:n]
     trie = SidTrie(required_sids(extended))
-    exact = rank_all(score_all(extended, asked.prompts[:n], trie), trie, config.beams, excluded)
-    found = beam_search(extended, asked.prompts[:n], trie, config.beams, excluded)
+    exact = rank_all(score_all(extended, asked.prompts[:n], trie, progress=None), trie, config.beams, excluded)
+    found = beam_search(extended, asked.prompts[:n], trie, config.beams, excluded, progress=None)
     return beam_agreement(found, exact, tuple(widths)).reset_index()
 
 
+@with_bars
 def evaluate(
     extended: ExtendedModel,  # the model; with semantic IDs
     asked: EvaluationSet,  # from `user_set` or `query_set`

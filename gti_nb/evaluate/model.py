@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from ..core import GTIError, check_choice, check_int
+from ..core import progress as progress_bar
 from ..data.queries import QueryDataset
 from ..data.splits import Split
 from ..decode.beam import Beams, beam_search
@@ -69,10 +70,10 @@ def user_set(
     users = _draw(split.users(which), n, seed)
     if not len(users):
         raise GTIError(f"split: no user has an item to predict in {which!r}")
-    histories = [split.history(u, which) for u in users]
+    histories = [split.history(u, which) for u in progress_bar(users, desc="reading histories", enabled=None, unit="users")]
     if task == "retrieval":
         head = retrieval_head(extended)
-        prompts = [retrieval_prompt(extended, history, head) for history in histories]
+        prompts = [retrieval_prompt(extended, h, head) for h in progress_bar(histories, desc="writing prompts", enabled=None, unit="users")]
     else:
         prompts = row_prompts(extended, histories)
     exclude = None if split.repeats else [split.past(u, which) for u in users]
@@ -117,7 +118,7 @@ def evaluate_model(
     beams: int = 20,  # items per list
     ks: Sequence[int] | None = None,  # list lengths to score; None: of 5, 10, 20 (queries: 1, 5, 10) those up to `beams`
     measures: Sequence[str] | None = None,  # names from `MEASURES`; None: recall and NDCG, for queries precision too
-    progress: bool = False,  # show a bar
+    progress: bool | None = False,  # show a bar; None: when it takes long
     thresholds: Mapping[str, float] | None = None,  # for queries, name -> lowest grade, as `evaluate_queries` takes it
 ) -> tuple[Beams, pd.DataFrame]:  # the lists, and one row per user or query as `evaluate_ranking` and `evaluate_queries` give it
     "Search the answers to every prompt and score them."
@@ -146,7 +147,7 @@ def validation(
     check_ks([k], beams)
 
     def evaluate() -> dict[str, float]:
-        _, frame = evaluate_model(extended, asked, beams, [k], ["ndcg"])
+        _, frame = evaluate_model(extended, asked, beams, [k], ["ndcg"], progress=None)
         return {f"ndcg@{k}": metrics(frame)[f"ndcg@{k}"]}
 
     return evaluate

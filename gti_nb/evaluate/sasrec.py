@@ -212,7 +212,7 @@ def _fit(model: SASRec, split: Split, sequences: list[np.ndarray], users: np.nda
     history: list[dict[str, float]] = []
     best = -1  # the best epoch so far
     state: dict[str, torch.Tensor] = {}  # its weights
-    with progress_bar(total=config.epochs, desc="SASRec", enabled=progress) as bar:
+    with progress_bar(total=config.epochs, desc="SASRec", enabled=progress, unit="epochs") as bar:
         while len(history) < config.epochs and len(history) - best <= config.patience:
             losses = _train_epoch(model, epoch_batches(sequences, config, rng), optimizer)
             if not np.isfinite(losses).all() or not all(p.isfinite().all() for p in model.parameters()):
@@ -271,7 +271,7 @@ def tune_sasrec(
         check_choice("field of SASRecConfig", name, [f.name for f in fields(SASRecConfig) if f.name != "seed"])
     best: SASRecResult | None = None
     rows = []
-    for config in [SASRecConfig(**settings, seed=seed) for settings in grid]:
+    for config in progress_bar([SASRecConfig(**s, seed=seed) for s in grid], desc="tuning SASRec", enabled=progress, unit="settings"):
         start = time.perf_counter()
         result = train_sasrec(split, config, device, progress)
         found = {"ndcg@10": result.ndcg, "epochs": len(result.history), "seconds": time.perf_counter() - start}

@@ -50,7 +50,7 @@ class TokenMap:
                 )
         n = len(self.pretrained_names)
         self.drawn = np.unique(np.linspace(0, n - 1, min(n, check_int("most_drawn", self.most_drawn, 1))).round().astype(int))
-        self.projection = project(np.concatenate(list(self.stages.values())), self.pretrained_rows[self.drawn])
+        self.projection = project(list(self.stages.values()), self.pretrained_rows[self.drawn])
 
     def rows(self, stage: str) -> np.ndarray:  # [n_new, d]
         "The new rows at a stage."

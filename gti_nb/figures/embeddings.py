@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'MAPPED_PRETRAINED', 'spectrum_figure', 'cosine_figure', 'Projection', 'project', 'scatter_figure']
 
 # %% ../../nbs/20_figures/01_embeddings.ipynb #5054c21d
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +101,9 @@ def _mark_groups(fig: go.Figure, groups: Mapping[str, int], where: dict[str, Any
     fig.update_yaxes(axis | dict(autorange="reversed", tickangle=-90), **where)
 
 # %% ../../nbs/20_figures/01_embeddings.ipynb #b8dcdecc
+_BLOCK = 8192  # rows in float64 at a time
+
+
 class Projection(NamedTuple):
     "A linear map to two dimensions."
 
@@ -110,21 +113,43 @@ class Projection(NamedTuple):
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:  # [n, d] -> [n, 2]
         "Coordinates of the rows on the map."
-        return (check_rows(rows) - self.mean) @ self.axes.T
+        parts = [(check_rows(rows[i : i + _BLOCK]) - self.mean) @ self.axes.T for i in range(0, len(rows), _BLOCK)]
+        return np.concatenate([np.empty((0, 2)), *parts])
+
+
+def _mean(sets: Sequence[np.ndarray]) -> np.ndarray:  # float64 [d]
+    "Mean of the rows of all sets, added up row by row."
+    total = sum(np.asarray(x).sum(axis=0, dtype=np.float64) for x in sets)
+    return total / max(sum(map(len, sets)), 1)
+
+
+def _triangle(blocks: Iterator[np.ndarray]) -> np.ndarray:  # float64 [at most 2 * _BLOCK, d]
+    "A matrix with the singular values and right singular vectors of all blocks together (QR of one block after the other)."
+    stack = next(blocks)
+    for block in blocks:
+        stack = np.vstack([stack, block])
+        if len(stack) > _BLOCK:
+            stack = np.asarray(np.linalg.qr(stack, mode="r"))
+    return stack
 
 
 def project(
-    rows: np.ndarray,  # new rows at the last stage [n, d]
+    rows: np.ndarray | Sequence[np.ndarray],  # new rows at the last stage [n, d], or those of several stages
     pretrained_rows: np.ndarray,  # pretrained rows, all or a sample [m, d]
 ) -> Projection:
     "The two principal components of new and pretrained rows, both sets with equal weight; signs fixed by the largest entry."
-    new = check_rows(rows)
-    pretrained = check_rows(pretrained_rows, "pretrained_rows")
-    mean = (new.mean(axis=0) + pretrained.mean(axis=0)) / 2
-    weighted = np.vstack([(x - mean) / np.sqrt(2 * len(x)) for x in (new, pretrained)])  # [n + m, d]
-    _, s, axes = np.linalg.svd(weighted, full_matrices=False)
+    new = [rows] if isinstance(rows, np.ndarray) else list(rows)
+    mean = (_mean(new) + _mean([pretrained_rows])) / 2
+    kinds = [("rows", new), ("pretrained_rows", [pretrained_rows])]
+    blocks = (
+        (check_rows(x[i : i + _BLOCK], name) - mean) / np.sqrt(2 * sum(map(len, sets)))
+        for name, sets in kinds
+        for x in sets
+        for i in range(0, max(len(x), 1), _BLOCK)  # an empty set is refused by `check_rows`
+    )
+    _, s, axes = np.linalg.svd(_triangle(blocks), full_matrices=False)
     if len(s) < 2:
-        raise GTIError(f"rows: got shape {new.shape}, a map needs at least two dimensions")
+        raise GTIError(f"rows: got shape {np.shape(new[0])}, a map needs at least two dimensions")
     axes = axes[:2] * np.sign(axes[:2][[0, 1], np.abs(axes[:2]).argmax(axis=1)])[:, None]
     return Projection(mean, axes, (s**2 / (np.square(s).sum() or 1.0))[:2])
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 
 from ..core import GTIError
 from .prefix_cache import Ids
@@ -162,3 +163,17 @@ class PairBatches:
             fed += len(rows) * int(lengths.max())
             targets += int(self._targets(rows))
         return fed, targets
+
+# %% ../../nbs/10_grounding/04_batches.ipynb #370f8994
+@patch
+def affordable(
+    self: PairBatches,
+    evaluations: int,  # how often the same pairs are evaluated in the stage
+    share: float = 0.25,  # of the stage's work that all evaluations together may take
+) -> int:  # pairs, at least 1
+    "How many pairs can be evaluated for a share of the work that the stage itself is."
+    prefix = self.pairs.prefix.map(len) - self.pairs.fixed  # tokens; a template's beginning is read once for all
+    rest = self.pairs.rest.map(len)
+    shown = np.concatenate(self.schedule)
+    work = prefix.iloc[np.unique(shown)].sum() + 2 * rest.iloc[shown].sum()
+    return max(1, int(share * work / evaluations / (prefix + rest).mean()))

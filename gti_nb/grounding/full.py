@@ -9,18 +9,19 @@ __all__ = ['PairLoss', 'FullConfig', 'ground_full']
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..core import GTIError, check_choice, check_range, pick_dtype
+from ..core import GTIError, check_choice, check_range, pick_dtype, with_bars
 from .batches import PairBatches
-from .loss import scored_positions
+from .loss import pair_size, scored_positions
 from .pairs import GroundingPairs, encode_pairs
 from .prefix_cache import pad
-from .stage import GroundingConfig, heldout_loss, pair_schedule, stage_checkpoints, stage_settings
+from .stage import GroundingConfig, heldout_loss, heldout_sample, pair_schedule, stage_checkpoints, stage_settings
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops, target_loss
 from ..prompts import keep_date
@@ -56,6 +57,10 @@ class PairLoss(nn.Module):
         hidden = self.model.base_model(input_ids=ids).last_hidden_state  # padding is on the right, so no mask is needed
         return target_loss(self.extended, self.extended.head, hidden[:, :-1][scored[:, 1:]], ids[scored])
 
+    def size(self, prefix: list[list[int]], rest: list[list[int]], n_targets: list[int], **_) -> str:
+        "The memory that a batch takes, for the message when memory runs out."
+        return pair_size(self.extended, prefix, rest, n_targets)
+
 # %% ../../nbs/10_grounding/06_full.ipynb #e331e29c
 @dataclass
 class FullConfig(GroundingConfig):
@@ -83,12 +88,13 @@ def _groups(extended: ExtendedModel, config: FullConfig) -> list[dict]:
     return [dict(params=pretrained, lr=config.learning_rate), dict(params=extended.new_parameters(), lr=config.learning_rate_new)]
 
 
-def _evaluate(loss: PairLoss, held: pd.DataFrame) -> dict[str, float]:
+def _evaluate(loss: PairLoss, held: pd.DataFrame, of: int) -> dict[str, float]:
     "Held-out loss without dropout."
     loss.eval()
-    return heldout_loss(loss, held)
+    return heldout_loss(loss, held, of=of)
 
 
+@with_bars
 def ground_full(
     extended: ExtendedModel,  # trained in place; usually grounded before
     pairs: GroundingPairs,
@@ -105,16 +111,17 @@ def ground_full(
     extended.train_only(backbone=True, pretrained_rows=rows_train)
     before = extended.pretrained_hash(backbone=False)
     loss = PairLoss(extended)
-    train, held = (encode_pairs(extended, part, config.max_text_tokens) for part in (pairs.train, pairs.heldout))
+    train = encode_pairs(extended, pairs.train, config.max_text_tokens)
     batches = PairBatches(train, pair_schedule(train, config))
-    heldout = dict(before=_evaluate(loss, held))
+    held = encode_pairs(extended, heldout_sample(pairs, batches, config), config.max_text_tokens)
+    heldout: dict[str, Any] = dict(before=_evaluate(loss, held, len(pairs.heldout)))
 
     checkpoints = stage_checkpoints(extended, pairs, config, out_dir, force)
     autocast = pick_dtype(config.precision, extended.device) == torch.bfloat16
     settings = stage_settings("grounding_full", extended, config, progress, autocast)
     run = train_stage(loss, batches, _groups(extended, config), settings, checkpoints, callbacks)
 
-    heldout["after"] = _evaluate(loss, held)
+    heldout |= dict(after=_evaluate(loss, held, len(pairs.heldout)), pairs=dict(evaluated=len(held), held_out=len(pairs.heldout)))
     if not rows_train and extended.pretrained_hash(backbone=False) != before:
         raise GTIError("grounding_full: pretrained rows changed although pretrained_rows='frozen'. Please report this")
     fed, scored = batches.size(config.steps, prefixes=True)

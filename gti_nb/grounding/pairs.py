@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from ..core import GTIError, check_choice, check_int, check_range
+from ..core import GTIError, check_choice, check_int, check_range, progress
 from ..data.catalogue import Catalogue
 from ..model.extended import ExtendedModel
 from ..prompts import GROUNDING, Template, encode_template, fill
@@ -195,7 +195,7 @@ def encode_pairs(
     tokenizer, n_pretrained = extended.tokenizer, extended.n_pretrained
     prompts = {key: encode_template(tokenizer, *key) for key in set(zip(pairs.form, pairs.wording, strict=True))}
     encoded = []
-    for pair in pairs.to_dict("records"):
+    for pair in progress(pairs.to_dict("records"), desc="tokenizing", enabled=None, unit="pairs"):
         prompt = prompts[pair["form"], pair["wording"]]
         texts = {slot: _cut(tokenizer, pair[slot], max_text_tokens) for slot in ("title", "description", "text")}
         ids, start = fill(prompt, **texts, sid=[n_pretrained + row for row in pair["rows"]])

@@ -163,7 +163,7 @@ def text_vectors(self: InitContext) -> torch.Tensor:  # float64 [n_texts, d_text
     pairs = self.extended.pairs
     if pairs is None:
         raise self.missing("vectors", "the item vectors that the semantic IDs were made from")
-    return self.once("vectors", lambda: encode_text([t for t, _ in pairs], self.inputs.encoder, progress=False).double())
+    return self.once("vectors", lambda: encode_text([t for t, _ in pairs], self.inputs.encoder, progress=None).double())
 
 
 def _residual_means(vectors: torch.Tensor, sids: SemanticIds) -> list[torch.Tensor]:

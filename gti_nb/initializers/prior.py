@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..core import counted
 from .base import InitContext
 from ..model.extended import ExtendedModel
 from ..prompts import Template, encode_template, fill
@@ -67,9 +68,9 @@ def last_states(
     device = extended.device
     states = torch.empty(len(prompts), extended.pretrained_rows.shape[1], device=device)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with asking(extended):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in counted(batches, len(prompts), "reading", "prompts"):
             width = max(len(prompts[i]) for i in rows)
             ids = torch.tensor([prompts[i] + [0] * (width - len(prompts[i])) for i in rows], device=device)  # [batch, width]
             last = torch.tensor([len(prompts[i]) - 1 for i in rows], device=device)

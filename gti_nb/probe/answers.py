@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from ..core import GTIError
+from ..core import GTIError, progress
 from ..decode.beam import beam_search
 from ..decode.trie import SidTrie
 from ..initializers.prior import MAX_CHARACTERS, asking, last_states, text_prompts
@@ -43,7 +43,7 @@ def sid_ranks(
     if extended.sids is None:
         raise GTIError("extended: has described tokens and no semantic IDs to search; rank its tokens by `code_scores`")
     codes = rows - torch.tensor(extended.sids.offsets)
-    found = beam_search(extended, list(prompts), SidTrie(extended.sids), beams, batch_size=batch_size).codes.cpu()
+    found = beam_search(extended, list(prompts), SidTrie(extended.sids), beams, batch_size=batch_size, progress=None).codes.cpu()
     ranks = torch.full((len(rows),), float("inf"))
     for i, (beam, right) in enumerate(zip(found.tolist(), codes.tolist(), strict=True)):
         distinct = list(dict.fromkeys(map(tuple, beam)))
@@ -126,7 +126,7 @@ def title_scores(
         past: KeysValues = []
         if common:
             past = _read(extended, torch.tensor([prompts[0][:common]], device=extended.device), [])[1]
-        for i, prompt in enumerate(prompts):
+        for i, prompt in enumerate(progress(prompts, desc="scoring titles", enabled=None, unit="prompts")):
             hidden, own = _read(extended, torch.tensor([prompt[common:]], device=extended.device), past)
             scores[i] = _answer_scores(extended, hidden[:, -1:], own, answers, batch_size)
     return scores

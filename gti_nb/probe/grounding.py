@@ -58,16 +58,17 @@ def grounding_quality(
     trained: int = 100,  # trained pairs asked, drawn at random; 0 asks none
     titles: bool = True,  # also ask for titles (or descriptions) where there are any; takes longest
     batch_size: int = 16,  # prompts at a time
+    heldout: int = 1000,  # held-out pairs asked, drawn at random; 0 asks all
 ) -> pd.DataFrame:  # rows "held out", "trained" and "chance"; columns as `probe` gives them: code@k, sid@k, title@1, title_lift@1
     "How often the right code, semantic ID and title are found, for held-out and for trained pairs."
-    heldout = pair_questions(extended, pairs.heldout, template)
-    parts = {"held out": heldout}
+    held = pair_questions(extended, pairs.heldout, template, heldout or None)
+    parts = {"held out": held}
     if trained:
         parts["trained"] = pair_questions(extended, pairs.train, template, trained)
     ask = pairs.heldout.form[pairs.heldout.template == template].iloc[0]
-    tell = _tell_template(extended, pairs) if titles and any(heldout.titles) else None
+    tell = _tell_template(extended, pairs) if titles and any(held.titles) else None
     table = {name: probe(extended, questions, ask, tell, ks, batch_size=batch_size) for name, questions in parts.items()}
-    guess = chance(extended, heldout, ks)
+    guess = chance(extended, held, ks)
     table["chance"] = {name: guess[name] for name in table["held out"]}
     return pd.DataFrame(table).T
 

@@ -81,7 +81,7 @@ def compare_initializers(
     states = last_states(extended, text_prompts(extended, questions.texts, ask), batch_size)
     table = []
     with _rows_restored(extended):
-        for name in progress_bar(names, desc="comparing starts", enabled=progress):
+        for name in progress_bar(names, desc="comparing", enabled=progress, unit="starts"):
             line = _measured(extended, name, given)
             table.append(line | probe(extended, questions, ask, tell, ks, among, batch_size, states))
     guess = {f: v for f, v in chance(extended, questions, ks, among).items() if table and f in table[0]}

@@ -20,7 +20,8 @@ import nbformat
 import gti_nb
 from ..core import GTIError, content_hash, read_json, write_atomic, write_json
 from .folder import HEARTBEAT, Run, environment, lock_folder, read_run, run_key, this_process
-from .job import NotebookJob, StatusLine, clock, failure_of
+from .job import NotebookJob, StatusLine, failure_of
+from .kernel import clock
 from .parameters import check_parameters, pipeline_parameters, pipeline_path
 
 # %% ../../nbs/21_runs/04_execute.ipynb #02e727e6
@@ -141,7 +142,7 @@ def run(
             values["out_dir"] = str(folder)
         record = _record(path, key, values) | (tags or {})
         write_json(folder / "parameters.json", values)
-        line = StatusLine(label or folder.name, folder / ".progress.json", quiet)
+        line = StatusLine(label or folder.name, folder / ".progress.json", quiet, folder / path.name)
         record = _attempt(NotebookJob(path, folder / path.name, values, line.path), line, folder, record)
         return _finish(Run(folder, record), line, path.name, html)
 

@@ -17,7 +17,7 @@ import yaml
 from ..core import GTIError, check_choice, check_int, check_type
 from .execute import run
 from .folder import Run, run_key
-from .job import clock
+from .kernel import clock
 from .parameters import check_parameters, fold_parameters, pipeline_parameters, pipeline_path
 
 # %% ../../nbs/21_runs/05_study.ipynb #d8a213d6

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from ..core import GTIError, content_hash, pick_dtype
+from ..core import GTIError, content_hash, pick_dtype, with_bars
+from ..core import progress as progress_bar
 from ..data.splits import Split
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops
@@ -135,7 +136,8 @@ _LAYOUT = ("gradient_accumulation_steps", "gradient_checkpointing", "packing")  
 
 def _stage_key(extended: ExtendedModel, batches: Sequence[list[Example]], config: SFTConfig) -> dict[str, Any]:
     "What two runs must share for one to resume the other."
-    data = content_hash([content_hash([[e.task, e.ids, e.scored] for e in batches[step]]) for step in range(config.steps)])
+    steps = progress_bar(range(config.steps), desc="preparing examples", enabled=None)
+    data = content_hash([content_hash([[e.task, e.ids, e.scored] for e in batches[step]]) for step in steps])
     return run_key(config, _LAYOUT, data=data, **extended.fingerprint())
 
 
@@ -154,7 +156,7 @@ def _cost(loss: SFTLoss, batches: Sequence[list[Example]], steps: int, config: S
     "Tokens through the transformer, and floating-point operations, of the first steps."
     fed, targets = 0, 0
     parts = config.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
-    for step in range(steps):
+    for step in progress_bar(range(steps), desc="counting tokens", enabled=None):
         batch = batches[step]
         fed += sum(loss.fed(batch[part::parts]) for part in range(parts))
         targets += _targets(batch)
@@ -270,6 +272,7 @@ def _finish(extended: ExtendedModel, out_dir: Path, config: SFTConfig) -> None:
     shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
 
 # %% ../../nbs/11_sft/10_stage.ipynb #1e315fb5
+@with_bars
 def finetune(
     extended: ExtendedModel,  # trained in place, from wherever it is: any start, grounded rows, a loaded model
     data: Split | Sequence[list[Example]],  # a split, for the task `retrieval`; or the examples of every step, from `example_batches`

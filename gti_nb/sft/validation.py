@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..core import GTIError, check_int
+from ..core import GTIError, check_int, counted
 from ..model.extended import ExtendedModel
 from .examples import Example
 from .loss import SFTLoss
@@ -24,7 +24,7 @@ def _mean_loss(
     loss = SFTLoss(extended)
     parts = []  # per batch and task: sum of the losses, number of targets
     with torch.no_grad():
-        for batch in batches:
+        for batch in counted(batches, sum(map(len, batches)), "evaluating", "examples"):
             parts += loss(batch)[1].values()
     total, targets = torch.stack(parts).sum(0)
     return (total / targets).item()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from ..core import GTIError
+from ..core import GTIError, progress
 from .vectors import Vectors, check_vectors, greedy_codes, sid_groups, slices, take_rows
 
 # %% ../../nbs/05_sid/01_collisions.ipynb #72b9113b
@@ -146,7 +146,7 @@ def sinkhorn(
     codes = codes.clone()
     n_last = len(codebooks[-1])
     prefixes = sid_groups(codes[:, :-1])[0]
-    for _ in range(rounds):
+    for _ in progress(range(rounds), desc="resolving collisions", enabled=None, unit="rounds"):
         before = codes[:, -1].clone()
         taken = np.zeros((prefixes.max() + 1, n_last), dtype=bool)  # [prefixes, K]
         taken[prefixes, before] = True

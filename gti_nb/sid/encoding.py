@@ -67,7 +67,7 @@ def encode_rows(
     codes = []
     left_over = []
     moved = []
-    for book in books:
+    for book in progress_bar(books, desc="assigning codes", enabled=None, unit="levels"):
         labels, n_moved = _assign_and_revive(x, book, balanced, rounding)
         x = x - book[labels]
         codes.append(labels)
@@ -114,10 +114,12 @@ def encode_all(
     most = max(map(len, books))
     index = rows.order if balanced else torch.arange(rows.n)
     chunk = max(min(rows_per_block(most), ROWS_IN_MEMORY) // most, 1) * most
-    for part in progress_bar(slices(rows.n, chunk), desc="assigning codes", enabled=progress):
-        x = rows.read(index[part]).to(books[0].device)
-        total += energy(x)
-        encoded = encode_rows(x, books, balanced)
-        codes[index[part]] = torch.stack(encoded.codes, 1).cpu()
-        left += encoded.energy
+    with progress_bar(total=rows.n, desc="assigning codes", enabled=progress, unit="items") as bar:
+        for part in slices(rows.n, chunk):
+            x = rows.read(index[part]).to(books[0].device)
+            total += energy(x)
+            encoded = encode_rows(x, books, balanced)
+            codes[index[part]] = torch.stack(encoded.codes, 1).cpu()
+            left += encoded.energy
+            bar.update(len(x))
     return codes, (left / total).tolist()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 
-from ..core import GTIError, pick_device
+from ..core import GTIError, pick_device, with_bars
 from ..core import progress as progress_bar
 from .clustering import principal_axes
 from .codes import SemanticIds
@@ -94,6 +94,7 @@ class ResidualFSQ:
 # %% ../../nbs/05_sid/10_fsq.ipynb #c3428246
 @patch
 @torch.no_grad()
+@with_bars
 def fit(
     self: ResidualFSQ,
     vectors: Vectors,  # item vectors [n_items, d], any float type
@@ -109,7 +110,7 @@ def fit(
             raise GTIError(f"marks: got {marks} for vectors of {d} numbers; use at most {d} axes, or fewer codes")
         x = rows.read(rows.order[:sampled]).to(pick_device(self.device))
         books = []
-        for _ in progress_bar(range(self.levels), desc="quantizing", enabled=progress):
+        for _ in progress_bar(range(self.levels), desc="quantizing", enabled=progress, unit="levels"):
             book = _grid(x, marks)
             books.append(book)
             x = x - book[torch.cdist(x, book).argmin(1)]

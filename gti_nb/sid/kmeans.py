@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import check_int, pick_device
+from ..core import check_int, pick_device, with_bars
 from ..core import progress as progress_bar
 from .clustering import Clusters, code_means, spread_starts, squared_lengths
 from .codes import SemanticIds
@@ -45,10 +45,10 @@ def _fit_level(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Centres [k, d] and the code of every row [n]."
     level = Clusters(x, *spread_starts(x, how.codes, generator, rounding))
-    for _ in range(rounds):
+    for _ in progress_bar(range(rounds), desc="moving centres", enabled=None, unit="rounds"):
         if not level.move():
             break
-    for _ in range(rounds if how.balanced else 0):
+    for _ in progress_bar(range(rounds if how.balanced else 0), desc="balancing", enabled=None, unit="rounds"):
         level.labels = assign_rows(x, level.centres, balanced=True)[0]
         level.update(torch.ones_like(level.stale))
     return level.centres, level.labels
@@ -63,7 +63,7 @@ def _fit_levels(
     left = x.clone()
     books = []
     codes = []
-    for _ in progress_bar(range(how.levels), desc="quantizing", enabled=progress):
+    for _ in progress_bar(range(how.levels), desc="quantizing", enabled=progress, unit="levels"):
         centres, labels = _fit_level(left, how, rounds, generator, rounding)
         left -= centres[labels]
         books.append(centres)
@@ -120,6 +120,7 @@ def _fit(how: RQKMeans, rows: OrderedRows, progress: bool) -> SemanticIds:
 
 # %% ../../nbs/05_sid/08_kmeans.ipynb #7fb79f50
 @patch
+@with_bars
 def fit(
     self: RQKMeans,
     vectors: Vectors,  # item vectors [n_items, d], any float type

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 
-from ..core import GTIError, check_int, pick_device
+from ..core import GTIError, check_int, pick_device, with_bars
 from ..core import progress as progress_bar
 from .clustering import Clusters, principal_axes, spread_starts, squared_lengths
 from .codes import SemanticIds
@@ -68,13 +68,13 @@ def _fit_pieces(x: torch.Tensor, how: ProductQuantizer, progress: bool) -> tuple
     rotation = _balanced_axes(x, how.levels) if how.rotations else torch.eye(x.shape[1], device=x.device)
     rounding = 1e-6 * squared_lengths(x).max().sqrt().item()
     parts = [Clusters(y, *spread_starts(y, how.codes, generator, rounding)) for y in _pieces(x, rotation, how.levels)]
-    for _ in progress_bar(range(how.rotations), desc="rotating", enabled=progress):
+    for _ in progress_bar(range(how.rotations), desc="rotating", enabled=progress, unit="rotations"):
         for part in parts:
             part.move()
         rotation = _best_rotation(x, torch.cat([part.centres[part.labels] for part in parts], 1))
         pieces = _pieces(x, rotation, how.levels)
         parts = [Clusters(y, torch.arange(part.k), part.labels) for y, part in zip(pieces, parts, strict=True)]
-    for part in parts:
+    for part in progress_bar(parts, desc="moving centres", enabled=None, unit="pieces"):
         for _ in range(how.iterations):
             if not part.move():
                 break
@@ -83,6 +83,7 @@ def _fit_pieces(x: torch.Tensor, how: ProductQuantizer, progress: bool) -> tuple
 # %% ../../nbs/05_sid/09_product.ipynb #c0dfad26
 @patch
 @torch.no_grad()
+@with_bars
 def fit(
     self: ProductQuantizer,
     vectors: Vectors,  # item vectors [n_items, d], any float type

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from ..core import GTIError, check_choice
+from ..core import progress as progress_bar
 from .codes import SemanticIds
 from .fsq import ResidualFSQ
 from .imported import import_sids, random_sids
@@ -204,7 +205,7 @@ def compare_quantizers(
     "Fit several quantizers on the same vectors."
     rows = []
     first: dict[str, Fitted] = {}
-    for label, seed, quantizer in plan:
+    for label, seed, quantizer in progress_bar(plan, desc="comparing", enabled=progress, unit="quantizers"):
         fitted = fit_quantizer(quantizer, vectors, progress=progress)
         first.setdefault(label, fitted)
         card = report_card(fitted.sids, vectors, categories)

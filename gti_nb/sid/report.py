@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import GTIError
+from ..core import GTIError, counted
 from .codes import SemanticIds
 from .vectors import Vectors, sid_groups, slices, squared_errors, take_rows
 
@@ -93,7 +93,9 @@ def neighbour_overlap(
     codes = sids.codes[items].numpy()
     rebuilt = _reconstructions(sids, items)
     found = np.zeros(sids.levels)
-    for rows in slices(n, 500):
+    blocks = [np.arange(n)[rows] for rows in slices(n, 500)]
+    for block in counted(blocks, n, "comparing neighbours", "items"):
+        rows = slice(block[0], block[-1] + 1)
         itself = (np.arange(rows.stop - rows.start), np.arange(n)[rows])
         distances = _distances(x, rows)
         distances[itself] = np.inf

@@ -73,7 +73,7 @@ def _train(run: TrainingRun, folder: Path | None, progress: bool, on_epoch: Call
     "Train the remaining epochs."
     saved = time.monotonic()
     collision = math.nan
-    bar = progress_bar(range(run.epoch, run.config.epochs), desc="RQ-VAE", enabled=progress)
+    bar = progress_bar(range(run.epoch, run.config.epochs), desc="RQ-VAE", enabled=progress, unit="epochs")
     for _ in bar:
         row = train_epoch(run)
         if not math.isnan(row["collision"]):

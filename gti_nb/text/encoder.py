@@ -124,10 +124,12 @@ def token_counts(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return [max(1, len(text)) for text in texts]
     counts = []
-    for start in range(0, len(texts), 4096):
-        part = list(texts[start : start + 4096])
-        ids = tokenizer(part, truncation=True, max_length=limit, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-        counts += [max(1, len(row)) for row in ids]
+    with bar(total=len(texts), desc="tokenizing", enabled=None, unit="texts") as steps:
+        for start in range(0, len(texts), 4096):
+            part = list(texts[start : start + 4096])
+            ids = tokenizer(part, truncation=True, max_length=limit, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+            counts += [max(1, len(row)) for row in ids]
+            steps.update(len(part))
     return counts
 
 # %% ../../nbs/04_text/02_encoder.ipynb #6c37b2b1
@@ -150,12 +152,10 @@ def encode_batches(
     lengths: dict[int, int],  # tokens by row
     batches: list[list[int]],  # rows of each batch, the longest text first
     names: list[int],  # for each row, its number in the user's list, for errors
-    show: bool,  # show a progress bar
+    show: bool | None,  # show a progress bar; None: when it takes long
 ) -> Iterator[tuple[list[int], torch.Tensor]]:  # rows and their unit vectors [len(rows), d], batch by batch
     "Encode batch by batch; `GTIError` for a text without a direction."
-    with bar(total=sum(lengths[row] for rows in batches for row in rows), desc="encoding texts", enabled=show) as steps:
-        steps.unit = " tokens"
-        steps.unit_scale = True
+    with bar(total=sum(map(len, batches)), desc="encoding", enabled=show, unit="texts") as steps:
         for rows in batches:
             out = _encode_batch(encoder, [texts[row] for row in rows], lengths[rows[0]])
             for row, norm in zip(rows, out.norm(dim=1).tolist(), strict=True):
@@ -163,4 +163,4 @@ def encode_batches(
                     found = "a vector of zeros" if norm == 0 else "NaN or infinity"
                     raise GTIError(f"texts: the encoder gave {found} for row {names[row]}, {texts[row][:60]!r}")
             yield rows, torch.nn.functional.normalize(out, dim=1)
-            steps.update(sum(lengths[row] for row in rows))
+            steps.update(len(rows))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..assets import asset_path, cache_dir
-from ..core import GTIError, check_int, content_hash, pick_device, pick_dtype
+from ..core import GTIError, check_int, content_hash, pick_device, pick_dtype, with_bars
 from .cache import VectorCache
 from .encoder import encode_batches, encoder_key, load_encoder, readable, token_batches, token_counts, vector_size
 
@@ -102,6 +102,7 @@ def _token_budget(batch_tokens: int | None, device: torch.device) -> int:
     return check_int("batch_tokens", batch_tokens, 1)
 
 # %% ../../nbs/04_text/03_vectors.ipynb #22ece7f0
+@with_bars
 def encode_text(
     texts: Sequence[str],  # at least one; an empty string is allowed and has a vector too
     model: str | Path = "all-minilm-l6-v2",  # an embedded encoder, a sentence-transformers folder, or a hub id
@@ -110,7 +111,7 @@ def encode_text(
     max_tokens: int | None = None,  # longer texts are cut; None: the encoder's own limit, at most 2,048
     device: str | torch.device = "auto",  # as `core.pick_device` takes it
     cache: bool = True,  # keep vectors in the user's cache folder, and encode only texts that are new
-    progress: bool = True,  # show a bar with the remaining time
+    progress: bool | None = True,  # show a bar with the remaining time; None: when it takes long
 ) -> torch.Tensor:  # [n, d] float32 on the CPU, rows of length 1, in the order of `texts`
     "Encode texts with a sentence-transformers model; `GTIError` for an entry that is not text or has no vector."
     texts = _checked(texts)
@@ -139,7 +140,7 @@ def encode_text(
         batches = [[missing[i] for i in rows] for rows in token_batches(list(lengths.values()), budget)]
         if state:
             batches = batches[state.process_index :: state.num_processes]
-        _fill(vectors, keys, encode_batches(encoder, wanted, lengths, batches, list(first.values()), progress and main), store)
+        _fill(vectors, keys, encode_batches(encoder, wanted, lengths, batches, list(first.values()), progress if main else False), store)
         if main:
             store.gather()
     row = {text: i for i, text in enumerate(first)}

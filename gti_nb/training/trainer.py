@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
-from ..core import GTIError, check_choice, check_fields, check_int
+from ..core import GTIError, check_choice, check_fields, check_int, explain_memory
 from .checkpoints import Checkpoint
 
 # %% ../../nbs/08_training/01_trainer.ipynb #7a3e0007
@@ -116,17 +116,14 @@ class StageTrainer(Trainer):
         return loss * (share * self.args.world_size * self.args.gradient_accumulation_steps)  # `Trainer` divides by both
 
     def training_step(self, model, inputs, *args, **kwargs):
-        try:
-            return super().training_step(model, inputs, *args, **kwargs)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-            if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
-                raise
+        def size() -> str:
             describe = getattr(self.model, "size", None)
-            size = f" ({describe(**inputs)})" if describe is not None else ""
-            raise GTIError(
-                f"step {self.state.global_step}: out of memory{size}; this step changed nothing. "
-                "Raise gradient_accumulation_steps: the same batch in smaller parts"
-            ) from e
+            return f"step {self.state.global_step}" + ("" if describe is None else f": {describe(**inputs)}")
+
+        parts = self.args.gradient_accumulation_steps
+        advice = f"raise gradient_accumulation_steps (now {parts}): the same batch in smaller parts, with the same result"
+        with explain_memory(size, f"this step changed nothing: {advice}; or lower batch_size"):
+            return super().training_step(model, inputs, *args, **kwargs)
 
 # %% ../../nbs/08_training/01_trainer.ipynb #7a3e0017
 def training_arguments(

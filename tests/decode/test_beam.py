@@ -8,6 +8,7 @@ from decode.decoding import FAMILIES, check_lists, random_catalogue, random_mode
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.decode.beam import beam_search
+from gti_nb.decode.scores import score_all
 from gti_nb.decode.trie import SidTrie, allowed_codes
 from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
@@ -182,3 +183,15 @@ def test_a_trie_of_other_levels_and_masks_instead_of_rows_are_refused():
     for mask in (np.zeros(16, bool), [0.5]):
         with pytest.raises(GTIError, match=r"exclude\[0\]: .*flatnonzero"):
             beam_search(extended, [[1, 2]], SidTrie(sids), beams=4, exclude=[mask])
+
+
+def test_memory_that_runs_out_names_the_batch_and_lowers_nothing(monkeypatch):
+    def full(*args, **kw):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    extended = ExtendedModel.extend(*load_base("tiny-llama"), SemanticIds([[0, 1], [1, 0]]))
+    monkeypatch.setattr(extended.model.base_model, "forward", full)
+    size = r"out of memory \(2 prompts at a time, 10 tokens, the longest 5; logits of {} beams, [\d.]+ MB\); lower batch_size \(now 2\)"
+    for search, beams in ((beam_search, 40), (score_all, 2)):
+        with pytest.raises(GTIError, match=size.format(beams)):
+            search(extended, [[5] * 5, [5] * 3, [5]], SidTrie(extended.sids), batch_size=2)

@@ -133,7 +133,7 @@ def test_grounded_codes_are_found_for_items_of_the_catalogue(toy):
     )
     to_sid = [r["loss"] for r in result.losses if r["direction"] == "text_to_sid"]
     assert np.mean(to_sid[-10:]) < (np.log(4) + np.log(10)) / 2 < np.mean(to_sid[:3])
-    assert set(result.heldout) == {"before", "after"} and set(result.heldout["after"]) == {"text_to_sid", "sid_to_text"}
+    assert set(result.heldout) == {"before", "after", "pairs"} and set(result.heldout["after"]) == {"text_to_sid", "sid_to_text"}
 
 
 def test_text_cannot_smuggle_a_code_into_a_pair(toy):
@@ -169,6 +169,7 @@ def test_nothing_held_out_is_nothing_measured(toy):
     assert ground(extended, pairs, GroundingConfig(steps=2, batch_size=4, precision="fp32"), progress=False).heldout == {
         "before": {},
         "after": {},
+        "pairs": {"evaluated": 0, "held_out": 0},
     }
     with pytest.raises(GTIError, match="use a larger holdout"):
         ground(extended, pairs, GroundingConfig(steps=2, eval_steps=1, precision="fp32"), progress=False)

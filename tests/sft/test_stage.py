@@ -253,7 +253,7 @@ def test_memory_that_runs_out_is_reported_with_sizes(split, monkeypatch):
     monkeypatch.setattr(SFTLoss, "forward", full)
     monkeypatch.setattr("gti_nb.sft.stage.check_loss", lambda *_: None)
     with pytest.raises(
-        GTIError, match=r"step 0: out of memory \(6 examples, [\d,]+ tokens with padding.*MB\).*Raise gradient_accumulation_steps"
+        GTIError, match=r"out of memory \(step 0: 6 examples, [\d,]+ tokens with padding.*MB\).*raise gradient_accumulation_steps"
     ):
         finetune(shaped("llama"), split, config(), progress=False)
 
