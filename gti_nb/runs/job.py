@@ -19,6 +19,7 @@ import nbformat
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_output
 
+from ..core import printable
 from .kernel import KernelWatch, clock, how_it_ended, kernel_command, progress_text, read_progress
 
 # %% ../../nbs/21_runs/03_job.ipynb #65369380
@@ -45,7 +46,7 @@ def last_cell(
                 code = [line.strip() for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
                 first = code[0][:60] if code else "empty"
                 found = count, f'"{heading[:60]}", {first}' if heading else first
-    return None if found is None else f"code cell {found[0]} of {count} ({found[1]})"
+    return None if found is None else printable(f"code cell {found[0]} of {count} ({found[1]})")
 
 # %% ../../nbs/21_runs/03_job.ipynb #a7edb1f6
 class StatusLine:

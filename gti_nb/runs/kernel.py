@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from ..core import RecordError, printable, read_json
+
 # %% ../../nbs/21_runs/01_kernel.ipynb #5dc57b41
 class _Nowhere:
     "A file for tqdm to write to that keeps nothing."
@@ -89,11 +91,12 @@ def read_progress(
     path: Path,  # the file that `file_bar` writes
 ) -> dict:  # empty before the first bar
     "The state of the last bar."
+    number = float | None
+    fields = dict(desc=str, n=float, total=number, unit=str, elapsed=number, rate=number, postfix=str | None, open=bool)
     try:
-        state = json.loads(path.read_text())
-        return state if isinstance(state, dict) and {"desc", "n"} <= set(state) else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
+        return read_json(path, "the progress of a run", fields=fields, required=("desc", "n"))
+    except (OSError, RecordError):
+        return {}  # not there yet, or half a file
 
 
 def _count(number: float | None, unit: str) -> str:
@@ -111,7 +114,8 @@ def progress_text(
     n, total, rate = state["n"], state.get("total"), state.get("rate")
     counted = f"{_count(n, unit)}/{_count(total, unit)} {dict(bytes='MB', it='').get(unit, unit)}"
     left = clock((total - n) / rate) + " left" if total and rate and state.get("open", True) else ""
-    return " · ".join(part for part in (f"{state['desc']} {counted}".strip(), state.get("postfix") or "", left) if part)
+    parts = (f"{state['desc']} {counted}".strip(), state.get("postfix") or "", left)
+    return printable(" · ".join(part for part in parts if part))
 
 # %% ../../nbs/21_runs/01_kernel.ipynb #a454b04f
 def kernel_command() -> list[str]:

@@ -129,7 +129,7 @@ def test_between_two_bars_the_line_names_the_cell(tmp_path):
     assert line.text().startswith("gti · grounding 24/24 steps · loss=2.13 · 0:00 left · run")
     path.write_text(json.dumps(state | dict(open=False)))
     assert line.text().startswith(cell)
-    for damaged in ("", "[]", "{", '{"n": 1}', "[" * 5000):
+    for damaged in ("", "[]", "{", '{"n": 1}', '{"desc": 1, "n": "x", "open": true}', "[" * 5000):
         path.write_text(damaged)
         assert line.text().startswith(cell)
 
