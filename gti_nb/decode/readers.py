@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'check_finite', 'vocabulary_logsumexp', 'scores_of_hidden', 'scores_of_logits', 'Reader', 'level_slices',
-           'shared_length', 'TreeReader', 'RowReader']
+           'shared_length', 'TreeReader', 'RowReader', 'WholeReader']
 
 # %% ../../nbs/12_decode/01_readers.ipynb #1040139d
 import copy
@@ -34,7 +34,7 @@ def check_finite(
 
 
 def vocabulary_logsumexp(
-    extended: ExtendedModel,  # for its soft cap of the logits, if it has one
+    extended: ExtendedModel,  # for what it does to its head's output
     hidden: Tensor,  # hidden states [n, d]
     rows: Tensor,  # rows of the head [V, d]
     bias: Tensor | None,  # [V]
@@ -44,7 +44,7 @@ def vocabulary_logsumexp(
     biases = [None] * len(rows) if bias is None else bias.split(width)
     blocks = []
     for weight, b in zip(rows.split(width), biases, strict=False):  # without a bias, there are more entries than blocks
-        blocks.append(extended.soft_cap(F.linear(hidden, weight, b)).float().logsumexp(-1))
+        blocks.append(extended.rule(F.linear(hidden, weight, b)).float().logsumexp(-1))
     return torch.stack(blocks).logsumexp(0)
 
 # %% ../../nbs/12_decode/01_readers.ipynb #a6d0f3b5
@@ -60,7 +60,7 @@ def scores_of_hidden(
     flat = hidden.flatten(0, -2)  # [n, d]
     wanted = slice(None) if objective == "logprob" else codes
     bias = None if head.new_bias is None else head.new_bias[wanted].to(hidden.dtype)
-    new = extended.soft_cap(F.linear(flat, head.rows.new[wanted].to(hidden.dtype), bias)).float()  # [n, new tokens or K]
+    new = extended.rule(F.linear(flat, head.rows.new[wanted].to(hidden.dtype), bias)).float()  # [n, new tokens or K]
     if objective == "logprob":
         pretrained = vocabulary_logsumexp(extended, flat, head.rows.pretrained, head.pretrained_bias)  # [n]
         logp = new[:, codes] - torch.logaddexp(pretrained, new.logsumexp(-1))[:, None]
@@ -289,3 +289,39 @@ class RowReader(Reader):
         "Forget the codes fed since `mark`."
         self.cache = copy.deepcopy(mark[0])
         self.width = mark[1]
+
+# %% ../../nbs/12_decode/01_readers.ipynb #6f5ed24a
+class WholeReader(Reader):
+    "Every beam is read from the first token of its prompt, at every level anew; needs no cache and no mask."
+
+    same_length = True
+    codes_at_once = 16
+
+    seen: Tensor  # token ids of each beam, from the first one of its prompt [B, W, tokens]
+
+    def _read(self, level: int) -> Tensor:
+        "Scores [B, W, K_level] after the tokens seen."
+        flat = self.seen.flatten(0, 1)  # [rows, tokens]
+        at_once = max(1, (2048 if flat.device.type == "cpu" else 32768) // flat.shape[1])
+        states = [self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1] for ids in flat.split(at_once)]
+        scores = scores_of_hidden(self.extended, self.model, torch.cat(states), self.codes[level], self.objective)
+        return scores.view(*self.seen.shape[:2], -1)
+
+    def read_prompts(self, rows: list[int]) -> Tensor:
+        "Read the prompts of a batch, all of one length."
+        self.seen = torch.tensor([self.prompts[i] for i in rows], device=self.model.device)[:, None]
+        return self._read(0)
+
+    def read_codes(self, level: int, ids: Tensor, parents: Tensor) -> Tensor:
+        "Read every beam with one more code."
+        before = self.seen.gather(1, parents[..., None].expand(-1, -1, self.seen.shape[-1]))
+        self.seen = torch.cat([before, ids[..., None]], -1)
+        return self._read(level)
+
+    def mark(self) -> Tensor:  # the tokens seen
+        "Remember which codes have been fed."
+        return self.seen
+
+    def back(self, mark: Tensor) -> None:
+        "Forget the codes fed since `mark`."
+        self.seen = mark

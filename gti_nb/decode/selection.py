@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..core import GTIError, check_choice, check_int
-from .readers import OBJECTIVES, Reader, RowReader, TreeReader, check_finite, level_slices, scores_of_logits
+from .readers import OBJECTIVES, Reader, RowReader, TreeReader, WholeReader, check_finite, level_slices, scores_of_logits
 from .trie import SidTrie
+from ..model.abilities import check_positions, model_name, window
 from ..model.extended import ExtendedModel
 
 # %% ../../nbs/12_decode/02_selection.ipynb #c7d096bb
@@ -91,14 +92,6 @@ def reader_agrees(
 _TESTED: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(reader, kernel, precision): (whether it agrees, up to which length)}
 
 
-def _window(model: PreTrainedModel) -> float:
-    "The number of positions that every layer can look back on."
-    config = model.config.get_text_config()
-    windowed = set(getattr(config, "layer_types", None) or ["sliding_attention"]) - {"full_attention"}
-    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")] if windowed else []
-    return min([size for size in sizes if size], default=float("inf"))
-
-
 def _tested(kind: type[Reader], extended: ExtendedModel, model: PreTrainedModel, trie: SidTrie, length: int) -> bool:
     "Whether a reader is exact for `length` tokens; each test runs once per model, kernel and precision."
     results = _TESTED.setdefault(extended.model, {})
@@ -115,19 +108,19 @@ def choose_reader(
     model: PreTrainedModel,  # the same model in the precision that computes
     trie: SidTrie,  # the catalogue's tree
     length: int,  # tokens of the longest prompt with its codes
-) -> type[Reader]:  # `TreeReader` or `RowReader`
+) -> type[Reader]:  # `TreeReader`, `RowReader` or `WholeReader`
     "The fastest reader that is exact for sequences of `length` tokens."
-    name = type(model).__name__
-    if length <= _window(model) and _tested(TreeReader, extended, model, trie, length):
+    if length <= window(model) and _tested(TreeReader, extended, model, trie, length):
         return TreeReader
-    if _tested(RowReader, extended, model, trie, length):
-        warnings.warn(
-            f"{name}: tree attention is not exact for it at {length} tokens, so every beam keeps a cache of its own; "
-            "the lists are the same but take more time and memory",
-            stacklevel=2,
-        )
-        return RowReader
-    raise GTIError(f"model: {name} keeps no cache that beams could share or reorder; decode it with `generate` and `SidLogitsProcessor`")
+    for kind, costs in ((RowReader, "every beam keeps a cache of its own"), (WholeReader, "every beam is read anew after each code")):
+        if _tested(kind, extended, model, trie, length):
+            warnings.warn(
+                f"{model_name(model)}: tree attention is not exact for it at {length} tokens, so {costs}; "
+                "the lists are the same but take more time and memory",
+                stacklevel=2,
+            )
+            return kind
+    raise GTIError(f"model: {model_name(model)} gives codes one by one other scores than at once; decode it with `generate`")
 
 # %% ../../nbs/12_decode/02_selection.ipynb #c8942d27
 def _check_prompts(extended: ExtendedModel, prompts: list[list[int]]) -> None:
@@ -151,11 +144,8 @@ def _check_trie(extended: ExtendedModel, trie: SidTrie) -> None:
 
 def _check_model(extended: ExtendedModel, longest: int) -> None:
     "Refuse more positions than the model has, and an attention kernel that is not installed."
-    config = extended.model.config
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit and longest > limit:
-        raise GTIError(f"prompts: the longest needs {longest} positions with its codes, the model has {limit}; shorten the history")
-    kernel = getattr(config, "_attn_implementation", None)
+    check_positions(extended.model, longest, "prompts: the longest, with its codes", "shorten the history or the query (max_text_tokens)")
+    kernel = getattr(extended.model.config, "_attn_implementation", None)
     if kernel not in (None, "eager", *ALL_ATTENTION_FUNCTIONS):
         raise GTIError(f"attn_implementation: got {kernel!r}, allowed: 'eager', 'sdpa' and what transformers has registered")
 

@@ -142,7 +142,7 @@ def _pretrained_lse(self: PrefixCache, hidden: torch.Tensor) -> torch.Tensor:
     "Log-sum-exp of the pretrained tokens' logits [n] for hidden states [n, d]."
     with torch.no_grad():
         logits = F.linear(hidden, self.head.rows.pretrained, self.head.pretrained_bias)
-        return self.extended.soft_cap(logits).float().logsumexp(-1)
+        return self.extended.rule(logits).float().logsumexp(-1)
 
 
 @patch

@@ -13,6 +13,7 @@ import torch
 
 from ..core import counted
 from .base import InitContext
+from ..model.abilities import check_positions
 from ..model.extended import ExtendedModel
 from ..prompts import Template, encode_template, fill
 
@@ -66,6 +67,7 @@ def last_states(
 ) -> torch.Tensor:  # float32 [n, d], on the model's device
     "Hidden state after the last token of every prompt."
     device = extended.device
+    check_positions(extended.model, max(map(len, prompts), default=0), "prompts: the longest", "ask with a shorter text or template")
     states = torch.empty(len(prompts), extended.pretrained_rows.shape[1], device=device)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

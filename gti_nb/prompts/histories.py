@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..core import GTIError
+from ..model import abilities
 from ..model.extended import ExtendedModel
 from .encoding import Prompt, encode_template, fill
 from .templates import RETRIEVAL, SFT
@@ -22,7 +23,7 @@ def max_positions(
     extended: ExtendedModel,  # the model that reads the prompt
 ) -> int:  # 2**31 for a model that states no limit
     "How many tokens the model can read."
-    return getattr(extended.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    return abilities.max_positions(extended.model)
 
 
 def fill_history(

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core import GTIError, atomic_dir, write_json
+from ..model.abilities import model_name, read
 from ..model.extended import ExtendedModel
 
 # %% ../../nbs/11_sft/07_adapters.ipynb #7cf9f77f
@@ -96,6 +97,26 @@ def _lora_matrices(extended: ExtendedModel) -> list[nn.Parameter]:
     return matrices
 
 
+def _check_used(extended: ExtendedModel) -> None:
+    "Refuse adapters that a model passes by because it takes a layer's weights without calling the layer, as Mamba does."
+    layers = _adapted_layers(extended)
+    around = {name.rpartition(".")[0] for name in layers}
+    called = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+        for name, module in extended.model.named_modules()
+        if name in layers or name in around
+    ]
+    try:
+        read(extended.model, torch.arange(min(8, extended.n_pretrained))[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    idle = [name for name in layers if name not in called and name.rpartition(".")[0] in called]
+    if idle:
+        raise GTIError(f"its layer {idle[0]} is never called, so an adapter beside it would be ignored")
+
+
 def add_adapters(
     extended: ExtendedModel,  # adapters are put into its model
     r: int = 8,  # rank
@@ -121,9 +142,15 @@ def add_adapters(
     )
     if quantized:
         _quantize(extended)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, extended.model)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            peft.inject_adapter_in_model(config, extended.model)
+        _check_used(extended)
+    except (ValueError, GTIError) as e:
+        remove_adapters(extended)
+        why = str(e).partition(". ")[0]  # of PEFT's sentences, the one that names the layer
+        raise GTIError(f"mode: {model_name(extended.model)} cannot be trained through adapters ({why}); take mode='full'") from e
     extended.model.train(extended.model.training)  # PEFT adds its layers in training mode, with dropout on
     extended.train_only(backbone=False)
     return _lora_matrices(extended)

@@ -291,8 +291,7 @@ def finetune(
         data.forget()
     batches = stage_batches(extended, data, config)
     loss = SFTLoss(extended, config.packing)
-    if config.mode == "full" or extended.pretrained_rows.dtype == torch.float32:
-        check_loss(loss, batches[0])
+    check_loss(loss, (example for step in range(config.steps) for example in batches[step]))
     checkpoints = _checkpoints(extended, batches, config, out_dir, force)
     with _trainable(extended, config) as layers:
         with _frozen_unchanged(extended):
