@@ -10,14 +10,22 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import gti_nb
-from .core import GTIError
+from .core import GTIError, disk_error, parse_json, printable, short_repr
 
 # %% ../nbs/23_cli.ipynb #74ea2153
+class _Parser(argparse.ArgumentParser):
+    "A parser whose errors are safe to print."
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
     "The commands and their options."
-    parser = argparse.ArgumentParser(prog="gti", description="Grounded token initialization: runs, studies and their results.")
+    parser = _Parser(prog="gti", description="Grounded token initialization: runs, studies and their results.")
     parser.add_argument("--version", action="version", version=f"gti {gti_nb.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     fetch = commands.add_parser("fetch", help="fetch the embedded model, encoder and data into the cache")
@@ -32,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     many = commands.add_parser("study", help="run all arms and seeds of a study file, then its report")
     many.add_argument("file", help="a YAML file such as studies/demo.yaml")
     many.add_argument("--arms", nargs="+", help="only these arms")
-    many.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the file's")
+    many.add_argument("--seeds", nargs="+", help="these seeds instead of the file's")
     many.add_argument("--data", help="data set to tokenize instead of the file's, such as a folder of your own")
     many.add_argument("--out-dir", default="outputs", help="the study's folder is made in here (default: outputs)")
     for p in (one, many):
@@ -64,14 +72,16 @@ def _run(a: argparse.Namespace) -> None:
         given[name] = parse_value(spec, name, text)
     fold_parameters(a.pipeline, spec, given)
     done = run(a.pipeline, given, a.out_dir, fresh=a.fresh, html=a.html)
-    print(relative_path(done.folder))
+    print(printable(relative_path(done.folder)))
 
 
 def _study(a: argparse.Namespace) -> None:
     from gti_nb.runs.execute import relative_path
+    from gti_nb.runs.folder import printable_table
     from gti_nb.runs.study import study
 
-    made = study(a.file, a.arms, a.seeds, a.data, a.out_dir, a.fresh)
+    seeds = a.seeds and [parse_json(text, f"--seeds {short_repr(text, 20)}") for text in a.seeds]
+    made = study(a.file, a.arms, seeds, a.data, a.out_dir, a.fresh)
     import pandas as pd
 
     from gti_nb.runs.tables import TrainedArm, metrics_table
@@ -81,46 +91,60 @@ def _study(a: argparse.Namespace) -> None:
         table = pd.read_csv(report / "metrics.csv", index_col="arm", dtype={"seeds": "Int64"})
     else:
         table = metrics_table([TrainedArm.load(r) for r in made if r.record["pipeline"] == "train"])
-    print(table.round(4).astype(object).fillna("").to_string())
+    print(printable_table(table.round(4).astype(object).fillna("")).to_string())
     if report:
-        print(f"\nreport: {relative_path(report / 'report.html')}")
+        print(printable(f"\nreport: {relative_path(report / 'report.html')}"))
 
 # %% ../nbs/23_cli.ipynb #eb288847
 def _runs(a: argparse.Namespace) -> None:
-    from gti_nb.runs.folder import runs
+    from gti_nb.runs.folder import find_runs, printable_table, runs_table
 
-    if not Path(a.root).is_dir():
+    if not os.path.isdir(a.root):
         raise GTIError(f"{a.root}: no such folder; `gti study studies/demo.yaml` makes the first runs")
-    table = runs(a.root)
-    if table.empty:
-        print(f"no runs in {a.root}")
+    found = find_runs(a.root)
+    if not found:
+        print(printable(f"no runs in {a.root}"))
         return
+    table = runs_table(found)
     table["folder"] = [os.path.relpath(f) for f in table["folder"]]
-    print(table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}"))
+    print(printable_table(table).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}"))
+    for r in found:
+        if r.status == "unreadable":
+            print(printable(f"gti: unreadable: {r.record['error']}"), file=sys.stderr)
 
 
 def _show(a: argparse.Namespace) -> None:
     from gti_nb.runs.folder import read_run
 
     r = read_run(a.run)
-    print(f"{r.folder}\nstatus: {r.status}")
+    said = [str(r.folder), f"status: {r.status}"]
     for name in ("error", "pipeline", "study", "arm", "started", "seconds", "git", "cpu", "gpu"):
         if r.record.get(name) is not None:
-            print(f"{name}: {r.record[name]}")
+            said.append(f"{name}: {r.record[name]}")
     for title in ("versions", "hashes", "parameters", "metrics"):
         if not r.record.get(title):
             continue
-        print(f"\n{title}:")
+        said += ["", f"{title}:"]
         for name, value in r.record[title].items():
-            print(f"  {name}: {round(value, 4) if isinstance(value, float) and title == 'metrics' else value}")
+            said.append(f"  {name}: {round(value, 4) if isinstance(value, float) and title == 'metrics' else value}")
+    print(printable("\n".join(said)))
 
 # %% ../nbs/23_cli.ipynb #2b4c99a3
+def _check_text(arguments: list[str]) -> None:
+    "Refuse arguments that are not UTF-8 text."
+    for text in arguments:
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise GTIError(f"argument {short_repr(text)}: not UTF-8 text; rename the file, or write the text in UTF-8")
+
+
 def main(
     arguments: list[str] | None = None,  # instead of the process's own
 ) -> int:  # exit status: 0, or 1 for an error, 130 for an interruption
     "The `gti` command."
-    a = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        _check_text(arguments)
+        a = _parser().parse_args(arguments)
         {"fetch": _fetch, "run": _run, "study": _study, "runs": _runs, "show": _show}[a.command](a)
     except GTIError as e:
         print(f"gti: {e}", file=sys.stderr)
@@ -130,5 +154,8 @@ def main(
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        print(f"gti: {disk_error(e.filename or 'gti', e)}", file=sys.stderr)
         return 1
     return 0

@@ -7,9 +7,9 @@ __all__ = []
 
 # %% ../../nbs/00_core/05___init__.ipynb #eac1dc96
 from .checks import GTIError, check_choice, check_fields, check_int, check_range, check_type, printable, short_repr
-from .files import atomic_dir, file_hash, write_atomic, write_json
+from .files import atomic_dir, disk_error, file_hash, write_atomic, write_json
 from .hashes import content_hash
-from .records import RecordError, check_record, parse_json, parse_yaml, read_json, read_yaml
+from .records import RecordError, check_plain, check_record, parse_json, parse_yaml, read_json, read_yaml
 from .runtime import bars, counted, explain_memory, pick_device, pick_dtype, progress, seed_everything, with_bars
 
 # %% ../../nbs/00_core/05___init__.ipynb #f333194b
@@ -21,11 +21,13 @@ __all__ = [
     "check_choice",
     "check_fields",
     "check_int",
+    "check_plain",
     "check_range",
     "check_record",
     "check_type",
     "content_hash",
     "counted",
+    "disk_error",
     "explain_memory",
     "file_hash",
     "parse_json",

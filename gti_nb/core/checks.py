@@ -163,8 +163,8 @@ def check_type(
     "Return `value` if it matches the type hint, else raise a `GTIError` that states the hint in words."
     if _fits(value, hint):
         return value
-    exponent = re.fullmatch(r"([-+]?\d+)([eE][-+]?\d+)", value) if isinstance(value, str) else None
-    fix = f"; YAML reads {value} as text, write {exponent[1]}.0{exponent[2]}" if exponent else ""
+    quoted = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?", value)
+    fix = f"; write the number {value} without quotes" if quoted else ""
     raise GTIError(f"{name}: got {short_repr(value)}, expected {_kind(hint)}{fix}")
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checks import GTIError
+from .checks import GTIError, short_repr
 
 # %% ../../nbs/00_core/03_files.ipynb #49d6a962
 _DISK = {
@@ -32,15 +32,19 @@ _DISK = {
     errno.EISDIR: "it is a folder, expected a file",
     errno.ENOTDIR: "a part of the path is a file, expected a folder",
     errno.EEXIST: "a part of the path is a file, expected a folder",
+    errno.ENAMETOOLONG: "a name in it is longer than the file system allows",
+    errno.ELOOP: "its links lead in a circle",
     errno.EFBIG: "larger than this process may write; raise the limit (ulimit -f)",
 }
 
 
 def disk_error(
     path: str | Path,  # the file or folder it concerns
-    e: OSError,
+    e: OSError | ValueError,  # a `ValueError` is what Python raises for a path that no system can have
 ) -> GTIError:
-    "An `OSError` in words, with the path it concerns."
+    "A refusal by the file system in words, with the path it concerns."
+    if not isinstance(e, OSError):
+        return GTIError(f"{short_repr(str(path))}: cannot be the name of a file ({e})")
     reason = _DISK.get(e.errno) if e.errno is not None else None
     return GTIError(f"{path}: {reason or e.strerror or e}")
 

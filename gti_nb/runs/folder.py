@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'this_process', 'is_alive', 'Run', 'read_run', 'run_key', 'environment', 'lock_folder', 'find_runs',
-           'runs', 'record_facts', 'tokens_folder']
+           'runs_table', 'runs', 'printable_table', 'record_facts', 'tokens_folder']
 
 # %% ../../nbs/21_runs/00_folder.ipynb #1f625fd6
 import os
@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pandas as pd
 import psutil
 
 import gti_nb
-from ..core import GTIError, content_hash, read_json, write_json
+from ..core import GTIError, check_int, content_hash, disk_error, printable, read_json, write_json
 
 # %% ../../nbs/21_runs/00_folder.ipynb #5b064de7
 HEARTBEAT = 10  # seconds between two updates of the record of a running run
@@ -69,17 +70,29 @@ class Run:
         return self.record.get("parameters", {})
 
 # %% ../../nbs/21_runs/00_folder.ipynb #67508daa
+_RECORD = {
+    **dict.fromkeys(("pipeline", "key", "notebook_hash", "error", "study", "arm", "started", "ended", "host"), str | None),
+    **dict.fromkeys(("git", "gpu", "tokens_dir", "base"), str | None),
+    **dict.fromkeys(("seconds", "heartbeat", "process_started"), float | None),
+    **dict.fromkeys(("parameters", "versions"), dict),
+    **dict.fromkeys(("metrics", "hashes", "stages"), dict | None),
+    "status": str,
+    "pid": partial(check_int, low=1),
+}  # what the fields of a record hold, those that are read again
+
+
 def read_run(
     folder: str | Path,  # a run folder
 ) -> Run:
     "Read a run folder; `GTIError` when it is not one or its record is damaged."
     folder = Path(folder)
-    if not (folder / "run.json").exists():
-        raise GTIError(f"{folder}: not a run folder (no run.json); `gti runs` lists all runs")
-    record = read_json(folder / "run.json")
-    if not isinstance(record, dict):
-        raise GTIError(f"{folder / 'run.json'}: got a {type(record).__name__}, expected a record")
-    return Run(folder, record)
+    try:
+        os.lstat(folder / "run.json")
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise GTIError(f"{folder}: not a run folder (no run.json); `gti runs` lists all runs") from e
+    except (OSError, ValueError) as e:
+        raise disk_error(folder, e) from e
+    return Run(folder, read_json(folder / "run.json", fields=_RECORD, required=["status"]))
 
 # %% ../../nbs/21_runs/00_folder.ipynb #64bbefac
 def _identity(value: Any) -> Any:
@@ -195,34 +208,52 @@ def _try_lock(file) -> bool:
 def find_runs(
     root: str | Path = "outputs",  # searched with all its subfolders
 ) -> list[Run]:
-    "Every run below a folder, in the order they were started; damaged records are skipped."
-    found = []
-    for path in Path(root).rglob("run.json"):
-        try:
-            found.append(read_run(path.parent))
-        except GTIError:
+    "Every run below a folder, in the order they were started; one that cannot be read comes last, with the reason in its record."
+    found: list[Run] = []
+
+    def unreadable(folder: Path, e: GTIError) -> None:
+        found.append(Run(folder, {"status": "unreadable", "error": str(e)}))
+
+    for at, folders, files in os.walk(root, onerror=lambda e: unreadable(Path(e.filename), disk_error(e.filename, e))):
+        if "run.json" not in files and "run.json" not in folders:
             continue
-    return sorted(found, key=lambda r: (r.record.get("started") or "", str(r.folder)))
+        try:
+            found.append(read_run(at))
+        except GTIError as e:
+            unreadable(Path(at), e)
+    return sorted(found, key=lambda r: (r.status == "unreadable", r.record.get("started") or "", str(r.folder)))
 
-
-def runs(
-    root: str | Path = "outputs",  # searched with all its subfolders
+# %% ../../nbs/21_runs/00_folder.ipynb #f6d2a3c9
+def runs_table(
+    found: list[Run],  # from `find_runs`
 ) -> pd.DataFrame:  # one row per run: folder, pipeline, status, started, seconds, the parameters that name it, the headline metrics
-    "The index of all runs."
+    "The index of these runs."
     rows = []
-    for r in find_runs(root):
-        row = {
-            "folder": str(r.folder),
-            "pipeline": r.record.get("pipeline"),
-            "status": r.status,
-            "started": r.record.get("started"),
-            "seconds": r.record.get("seconds"),
-        }
+    for r in found:
+        row = {"folder": str(r.folder)} | {k: r.record.get(k) for k in ("pipeline", "status", "started", "seconds")} | {"status": r.status}
         row |= {k: r.record[k] for k in ("study", "arm") if k in r.record}
         row |= {k: r.parameters[k] for k in ("init", "seed", "grounding_steps", "sft_steps") if k in r.parameters}
         row |= {k: v for k, v in (r.record.get("metrics") or {}).items() if k in ("recall@10", "ndcg@10")}
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["folder", "pipeline", "status", "started", "seconds"])
+
+
+def runs(
+    root: str | Path = "outputs",  # searched with all its subfolders
+) -> pd.DataFrame:  # as `runs_table` makes it
+    "The index of all runs below a folder."
+    return runs_table(find_runs(root))
+
+
+def printable_table(
+    table: pd.DataFrame,  # any table, with texts from records or data
+) -> pd.DataFrame:
+    "The table as a terminal may show it: texts and names pass through `printable`, one line per cell."
+
+    def shown(cell: Any) -> Any:
+        return cell if cell is None or isinstance(cell, (bool, int, float)) else printable(cell, lines=False)
+
+    return table.astype(object).map(shown).rename(index=shown, columns=shown)
 
 # %% ../../nbs/21_runs/00_folder.ipynb #33c4e669
 def record_facts(

@@ -9,7 +9,7 @@ __all__ = ['Parameter', 'pipeline_path', 'pipeline_parameters', 'fold_parameters
 import ast
 import importlib
 import io
-import json
+import os
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 
 import gti_nb
-from ..core import GTIError, check_choice
+from ..core import GTIError, RecordError, check_choice, check_plain, parse_json, parse_yaml, short_repr
 
 # %% ../../nbs/21_runs/02_parameters.ipynb #cffa89d8
 @dataclass
@@ -47,7 +46,7 @@ def pipeline_path(
 ) -> Path:
     "The notebook of a pipeline: a path, or a name in `nbs/pipelines` of this package's checkout or of the current folder."
     if str(pipeline).endswith(".ipynb"):
-        if not Path(pipeline).is_file():
+        if not os.path.isfile(pipeline):
             raise GTIError(f"{pipeline}: no such notebook")
         return Path(pipeline)
     places = [Path(gti_nb.__file__).parent.parent / "nbs" / "pipelines", Path.cwd() / "nbs" / "pipelines"]
@@ -60,6 +59,12 @@ def pipeline_path(
     return there[check_choice("pipeline", str(pipeline), sorted(there))]
 
 # %% ../../nbs/21_runs/02_parameters.ipynb #9a2f41a2
+def _comments(source: str) -> dict[int, str]:
+    "The comments of Python code, by line."
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
 def pipeline_parameters(
     notebook: str | Path,  # a pipeline notebook
 ) -> dict[str, Parameter]:
@@ -71,19 +76,24 @@ def pipeline_parameters(
     source = next((c.source for c in cells if "parameters" in c.metadata.get("tags", [])), None)
     if source is None:
         raise GTIError(f"{notebook}: no cell is tagged 'parameters'; tag the cell that holds them")
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}  # by line
+    try:
+        body = ast.parse(source).body
+        comments = _comments(source)
+    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as e:
+        raise GTIError(f"{notebook}: the cell tagged 'parameters' is not Python ({e})") from e
     found = {}
-    for node in ast.parse(source).body:
+    for node in body:
         if not isinstance(node, (ast.AnnAssign, ast.Assign)):
             continue
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
         try:
             default = ast.literal_eval(node.value)
-        except ValueError as e:
+        except (ValueError, TypeError, RecursionError) as e:
             raise GTIError(
                 f"{notebook}: parameter {ast.unparse(target)} has no plain value; use a number, text, True, False, None, a list or a dict"
             ) from e
+        if not isinstance(target, ast.Name):
+            raise GTIError(f"{notebook}: parameter {ast.unparse(target)}: write one name on the left of a line, such as steps: int = 100")
         hint = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
         found[target.id] = Parameter(target.id, hint, default, comments.get(node.end_lineno, ""))
     return found
@@ -145,11 +155,14 @@ def _check_type(pipeline: str, parameter: Parameter, value: Any) -> Any:
     hints = [h.strip().split("[")[0] for h in parameter.hint.split("|")]
     if value is None and "None" in hints:
         return None
+    check_plain(value, f"{pipeline}: parameter {parameter.name}")
+    if isinstance(value, str) and "\0" in value:
+        raise GTIError(f"{pipeline}: parameter {parameter.name}: got {short_repr(value)}, allowed: text without the character of code 0")
     for hint in hints:
         if isinstance(value, _TYPES.get(hint, ())) and (hint == "bool" or not isinstance(value, bool)):
             return float(value) if hint == "float" else value
     raise GTIError(
-        f"{pipeline}: parameter {parameter.name}: got {value!r} ({type(value).__name__}), "
+        f"{pipeline}: parameter {parameter.name}: got {short_repr(value)} ({type(value).__name__}), "
         f"allowed: {parameter.hint}, such as {parameter.default!r}"
     )
 
@@ -186,16 +199,12 @@ def check_parameters(
     return values
 
 # %% ../../nbs/21_runs/02_parameters.ipynb #dfe8083a
-def _any_value(text: str) -> Any:
-    "Text as JSON reads it, else as YAML does, else as it is."
+def _any_value(text: str, where: str) -> Any:
+    "Text as JSON reads it, else as YAML does."
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        return parse_json(text, where)
+    except RecordError:
+        return parse_yaml(text, where)
 
 
 def parse_value(
@@ -207,15 +216,10 @@ def parse_value(
     section, _, entry = name.partition(".")
     parameter = spec.get(f"{section}_{entry}" if entry else name)
     if parameter is None:
-        return _any_value(text)
+        return _any_value(text, f"parameter {short_repr(name)}")
     hints = [h.strip().split("[")[0] for h in parameter.hint.split("|")]
     if "None" in hints and text in ("None", "null", ""):
         return None
     if "str" in hints:
         return text
-    if "float" in hints:
-        try:
-            return float(text)
-        except ValueError:
-            return text  # the type check says what is wrong with it
-    return _any_value(text)
+    return _any_value(text, f"parameter {parameter.name}")

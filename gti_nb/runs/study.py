@@ -6,15 +6,14 @@
 __all__ = ['Study', 'merge_parameters', 'read_study', 'study']
 
 # %% ../../nbs/21_runs/05_study.ipynb #8545a166
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..core import GTIError, check_choice, check_int, check_type
+from ..core import GTIError, check_choice, check_int, check_type, read_yaml, short_repr
 from .execute import run
 from .folder import Run, run_key
 from .kernel import clock
@@ -43,28 +42,33 @@ _FIELDS = {"name": str, "tokenize": dict, "common": dict, "arms": dict, "seeds":
 
 def _check_name(path: Path, name: str) -> None:
     "A study and its arms name folders."
-    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise GTIError(f"{path}: got the name {name!r}, allowed: letters, digits, '-', '_' and '.', since it names a folder")
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith(".") or len(name) > 100:
+        raise GTIError(
+            f"{path}: got the name {short_repr(name)}, allowed: up to 100 letters, digits, '-', '_' and '.', since it names a folder"
+        )
 
 
-def _checked(path: Path, raw: Any) -> Study:
-    "A study from what the YAML holds; names and types are checked, parameters are not."
-    if not isinstance(raw, dict):
-        raise GTIError(f"{path}: got a {type(raw).__name__}, expected the fields {', '.join(_FIELDS)}")
-    for name, value in raw.items():
-        check_choice(f"{path}: field", name, _FIELDS)
-        check_type(f"{path}: {name}", value, _FIELDS[name])
+def _check_seeds(path: Path, seeds: list[int]) -> None:
+    "Seeds are whole numbers, and each stands once."
+    if not seeds:
+        raise GTIError(f"{path}: seeds: none given; write at least one, such as [0]")
+    for seed in seeds:
+        check_int(f"{path}: seeds", seed, 0, 2**32 - 1)
+    if len(set(seeds)) < len(seeds):
+        raise GTIError(f"{path}: seeds: got {short_repr(seeds)}, allowed: each seed once")
+
+
+def _checked(path: Path, raw: dict) -> Study:
+    "A study from what the file holds; names and types are checked, parameters are not."
     values: dict[str, Any] = {"name": path.stem, "arms": {}} | raw
     study = Study(**values)
     if not study.arms:
         raise GTIError(f"{path}: arms: none given; write at least one, such as mean: {{init: mean}}")
-    study.arms = {str(arm): check_type(f"{path}: arm {arm}", parameters or {}, dict) for arm, parameters in study.arms.items()}
+    for arm, parameters in study.arms.items():
+        study.arms[arm] = {} if parameters is None else check_type(f"{path}: arm {arm}", parameters, dict)
     for name in (study.name, *study.arms):
         _check_name(path, name)
-    if not study.seeds:
-        raise GTIError(f"{path}: seeds: none given; write at least one, such as [0]")
-    for seed in study.seeds:
-        check_int(f"{path}: seeds", seed, 0, 2**32 - 1)
+    _check_seeds(path, study.seeds)
     return study
 
 # %% ../../nbs/21_runs/05_study.ipynb #e270f31c
@@ -80,15 +84,6 @@ def merge_parameters(
     return merged
 
 # %% ../../nbs/21_runs/05_study.ipynb #a216d4dd
-def _load_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise GTIError(f"{path}: cannot be read ({e.strerror}); the studies that come with the package are in studies/") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise GTIError(f"{path}: not valid YAML: {str(e).replace(chr(10), ' ')}") from e
-
-
 def read_study(
     path: str | Path,  # a YAML file
     arms: list[str] | None = None,  # only these arms; None takes all
@@ -97,7 +92,9 @@ def read_study(
 ) -> Study:
     "Read a study file and check every parameter of every run in it, before anything runs."
     path = Path(path)
-    study = _checked(path, _load_yaml(path))
+    if not os.path.exists(path):
+        raise GTIError(f"{path}: no such file; the studies that come with the package are in studies/")
+    study = _checked(path, read_yaml(path, fields=_FIELDS, required=()))
     if data is not None:
         study.tokenize = study.tokenize | {"data": data}
     check_choice(f"{path}: baseline", study.baseline, study.arms)
@@ -105,6 +102,7 @@ def read_study(
         check_choice(f"{path}: arm", arm, study.arms)
     study.arms = {arm: parameters for arm, parameters in study.arms.items() if not arms or arm in arms}
     study.seeds = list(seeds) if seeds is not None else study.seeds
+    _check_seeds(path, study.seeds)
     check_parameters("tokenize", pipeline_parameters(pipeline_path("tokenize")), study.tokenize, f"{path}: tokenize")
     spec = pipeline_parameters(pipeline_path("train"))
     common = fold_parameters(f"{path}: common", spec, study.common)

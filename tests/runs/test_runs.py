@@ -15,7 +15,7 @@ import pytest
 
 from gti_nb.core import GTIError
 from gti_nb.runs.execute import export_html, run
-from gti_nb.runs.folder import find_runs, lock_folder, read_run, runs
+from gti_nb.runs.folder import lock_folder, read_run, runs
 
 GTI = [sys.executable, "-c", "import sys; from gti_nb.cli import main; sys.exit(main())"]
 
@@ -218,13 +218,6 @@ def test_a_notebook_without_parameters_is_refused(tmp_path):
     (tmp_path / "text.ipynb").write_text("not json")
     with pytest.raises(GTIError, match="not a notebook"):
         run(tmp_path / "text.ipynb", quiet=True)
-
-
-def test_damaged_records_do_not_hide_the_others(tmp_path):
-    for name, text in [("good", '{"status": "finished"}'), ("bad", '{"status": '), ("list", "[]")]:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(text)
-    assert [r.name for r in find_runs(tmp_path)] == ["good"]
 
 
 def test_the_lock_ends_with_its_process(tmp_path):
