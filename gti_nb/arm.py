@@ -7,6 +7,7 @@ __all__ = ['ArmPlan', 'plan_arm', 'train_arm']
 
 # %% ../nbs/18_arm.ipynb #872399a4
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ import numpy as np
 import pandas as pd
 
 from .assets import load_base
-from .core import GTIError, pick_device, read_json, seed_everything, with_bars, write_json
+from .core import GTIError, content_hash, pick_device, read_json, seed_everything, with_bars, write_json
+from .core.folders import claim_checkpoints, finish_checkpoints, patiently, remove_folder
+from .core.locks import held_folder
 from .data.queries import QueryDataset
 from .data.splits import Split
 from .diagnostics.summary import Diagnostics, diagnose
@@ -26,7 +29,7 @@ from .evaluate.evaluation import evaluate
 from .evaluate.model import EvaluationSet, query_set, user_set, validation
 from .grounding.full import ground_full
 from .grounding.pairs import GroundingPairs, grounding_pairs
-from .grounding.stage import GroundingConfig, ground
+from .grounding.stage import GroundingConfig, ground, stage_checkpoints
 from .initializers.registry import initialize
 from .model.extended import ExtendedModel
 from .probe.grounding import grounding_quality
@@ -40,6 +43,7 @@ from .sft.examples import Example, Task, TaskSettings
 from .sft.stage import finetune
 from .sft.tasks import make_tasks
 from .tokenize import Tokens, load_tokens
+from .training.checkpoints import is_first_process
 from .training.stage import StageResult
 
 # %% ../nbs/18_arm.ipynb #987a5a31
@@ -147,7 +151,8 @@ class _Progress:
         self.losses += [{**record, "stage": stage} for record in losses]
         self.diagnostics[stage] = diagnose(extended.new_rows, extended.pretrained_rows, self.plan.tokens.sids)
         if self.out_dir is not None:
-            extended.save_rows(self.out_dir / "rows" / f"{stage}.safetensors")
+            file = self.out_dir / "rows" / f"{stage}.safetensors"
+            patiently(lambda: extended.save_rows(file))
 
     def keep_result(self, stage: str, result: StageResult) -> None:
         "Record a training stage."
@@ -162,16 +167,27 @@ def _initialize(run: _Progress) -> dict:
     return asdict(report)
 
 
+def _kept(folder: Path | None, key: str) -> StageResult | None:
+    "The result of a stage that an earlier attempt at this arm brought to its end."
+    if folder is None or not (folder / "stage.json").exists():
+        return None
+    kept = read_json(folder / "stage.json", "the result of a stage", fields={"key": str, "result": dict})
+    return StageResult(**kept["result"]) if kept["key"] == key else None
+
+
 def _ground(run: _Progress, pairs: GroundingPairs, config: GroundingConfig, progress: bool) -> StageResult:
     "Train the new rows on pairs; the saved result of an interrupted attempt is reused."
     plan, folder = run.plan, run.checkpoints("grounding")
-    if folder is not None and (folder / "stage.json").exists():
+    checkpoints = stage_checkpoints(plan.extended, pairs, config, folder)
+    key = content_hash(checkpoints.key if checkpoints else None)
+    result = _kept(folder, key)
+    if folder is not None and result is not None:
         plan.extended.load_rows(folder / "grounding.safetensors")
-        result = StageResult(**read_json(folder / "stage.json"))
     else:
         result = ground(plan.extended, pairs, config, folder, vectors=plan.tokens.vectors, progress=progress)
-        if folder is not None:
-            write_json(folder / "stage.json", asdict(result))
+        if folder is not None and checkpoints is not None:
+            kept = dict(key=key, result=asdict(result))
+            patiently(lambda: write_json(folder / "stage.json", kept))
     run.keep_result("grounding", result)
     return result
 
@@ -199,17 +215,26 @@ def _finetune(run: _Progress, progress: bool) -> StageResult:
 
 # %% ../nbs/18_arm.ipynb #e7f6c72c
 def _finish(result: ArmResult, plan: ArmPlan, out_dir: Path) -> None:
-    "Write the result, and remove the checkpoints, which are no longer needed."
+    "Write the result; the model is complete before the result is, and takes its place after it."
     if plan.config.save_model:
         settings = {k: v for k, v in asdict(plan.config).items() if k != "evaluation"}
         arm = plan.config.init + (", grounded" if plan.config.grounding else "")
         shown = {k: v for k, v in result.metrics.items() if k != "users"}
         facts = dict(arm=arm, data=plan.tokens.dataset.name, metrics=shown, settings=settings, base=plan.config.base)
-        save_model(plan.extended, out_dir / "model", **facts)
+        remove_folder(out_dir / "checkpoints" / "model")  # of an attempt that was killed here
+        save_model(plan.extended, out_dir / "checkpoints" / "model", **facts)
+    patiently(lambda: result.save(out_dir))
+    _settle(out_dir)
+
+
+def _settle(out_dir: Path) -> None:
+    "After the result is written: move the model and TensorBoard's files to their places, and remove the checkpoints."
+    model = out_dir / "checkpoints" / "model"
+    if model.exists() and not (out_dir / "model").exists():
+        os.rename(model, out_dir / "model")
     for written in (out_dir / "checkpoints").glob("*/runs"):  # TensorBoard's files
         shutil.copytree(written, out_dir / "runs" / written.parent.name, dirs_exist_ok=True)
-    result.save(out_dir)
-    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    finish_checkpoints(out_dir / "checkpoints")
 
 
 def _facts(plan: ArmPlan) -> dict[str, Any]:
@@ -225,11 +250,21 @@ def _facts(plan: ArmPlan) -> dict[str, Any]:
 def _finished(plan: ArmPlan, facts: dict[str, Any], out_dir: Path) -> ArmResult | None:
     "The result of the same arm in the folder; `GTIError` when it holds another one, which is never overwritten."
     if not (out_dir / "metrics.json").exists():
+        if plan.config.save_model and (out_dir / "model").exists():
+            raise GTIError(f"{out_dir / 'model'}: is in the place of the model to be saved; move it away, or choose another out_dir")
         return None
     there = ArmResult.load(out_dir)
     if there.config == plan.config and there.facts == facts:
+        _settle(out_dir)
         return there
     raise GTIError(f"{out_dir}: holds the result of another arm; choose another out_dir, or remove this one")
+
+
+def _begin(plan: ArmPlan, facts: dict[str, Any], out_dir: Path | None) -> _Progress:
+    "Say whose the checkpoints are before the first is written."
+    if out_dir is not None:
+        claim_checkpoints(out_dir / "checkpoints", dict(init=plan.config.init, seed=plan.config.seed, **facts["hashes"]))
+    return _Progress(plan, out_dir)
 
 # %% ../nbs/18_arm.ipynb #d1dc016c
 @with_bars
@@ -245,11 +280,17 @@ def train_arm(
         raise GTIError("save_model: the model is saved in the run folder; pass out_dir")
     seed_everything(config.seed)
     plan = plan_arm(tokens if isinstance(tokens, Tokens) else load_tokens(tokens), config, out_dir)
-    facts = _facts(plan)
-    finished = None if out_dir is None else _finished(plan, facts, Path(out_dir))
+    with held_folder(out_dir if is_first_process() else None):
+        return _run_arm(plan, None if out_dir is None else Path(out_dir), progress)
+
+
+def _run_arm(plan: ArmPlan, out_dir: Path | None, progress: bool) -> ArmResult:
+    "The stages one after the other."
+    config, facts = plan.config, _facts(plan)
+    finished = None if out_dir is None else _finished(plan, facts, out_dir)
     if finished is not None:
         return finished
-    run = _Progress(plan, None if out_dir is None else Path(out_dir))
+    run = _begin(plan, facts, out_dir)
     start = _initialize(run)
     grounded = None
     quality = None
@@ -257,7 +298,8 @@ def train_arm(
         grounded = _ground(run, plan.pairs, config.grounding, progress)
         quality = _grounding_quality(plan, plan.pairs, grounded)
     if plan.pairs is not None and config.grounding_full is not None:
-        run.keep_result("grounding_full", ground_full(plan.extended, plan.pairs, config.grounding_full, progress=progress))
+        folder = run.checkpoints("grounding_full")
+        run.keep_result("grounding_full", ground_full(plan.extended, plan.pairs, config.grounding_full, folder, progress=progress))
     tuned = _finetune(run, progress)
     found = evaluate(plan.extended, plan.questions["evaluation"], config.evaluation, plan.split, progress)
     run.stages["evaluation"] = StageCost(found.seconds, found.tokens, None)

@@ -6,7 +6,6 @@
 __all__ = ['SCHEMA', 'load_catalogue', 'TokenizeConfig', 'Tokens', 'load_tokens', 'tokenize']
 
 # %% ../nbs/15_tokenize.ipynb #1286ab72
-import shutil
 import time
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from gti_nb.core import (
     with_bars,
     write_json,
 )
+from .core.folders import remove_folder
 from .data.dataset import Loading, RecDataset, load_dataset
 from .data.queries import QueryDataset, load_queries
 from .data.query_tables import is_query_folder
@@ -258,7 +258,7 @@ def tokenize(
         _write(folder, dataset, quantizer, vectors, fitted, sids)
         report = _report(folder, dataset, vectors, fitted, sids)
         write_json(folder / "report.json", dict(schema=SCHEMA, key=key, parameters=parameters, seconds=seconds, **report))
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    remove_folder(checkpoints)
     if progress:
         print(_summary(out_dir, report, config.collisions))
     return load_tokens(out_dir)

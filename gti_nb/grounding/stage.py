@@ -6,7 +6,6 @@
 __all__ = ['GroundingConfig', 'heldout_loss', 'stage_settings', 'stage_checkpoints', 'heldout_sample', 'pair_schedule', 'ground']
 
 # %% ../../nbs/10_grounding/06_stage.ipynb #72ee22a2
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from gti_nb.core import (
     pick_dtype,
     with_bars,
 )
+from ..core.folders import finish_checkpoints, patiently
 from .batches import DrawnAnswers, PairBatches, batch_schedule, pair_batch
 from .check import check_lengths, check_pairs, refuse_pairs
 from .loss import GroundingLoss
@@ -238,8 +238,8 @@ def _watch(
 def _finish(extended: ExtendedModel, out_dir: str | Path) -> None:
     "Write the rows; the checkpoints are no longer needed."
     if is_first_process():
-        extended.save_rows(Path(out_dir) / "grounding.safetensors")
-        shutil.rmtree(Path(out_dir) / "checkpoints", ignore_errors=True)
+        patiently(lambda: extended.save_rows(Path(out_dir) / "grounding.safetensors"))
+        finish_checkpoints(Path(out_dir) / "checkpoints")
 
 
 def _curve(records: list[dict], directions: Sequence[str]) -> list[dict]:

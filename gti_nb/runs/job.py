@@ -19,7 +19,10 @@ import nbformat
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_output
 
-from ..core import printable
+from ..core import GTIError, printable, write_atomic
+from ..core.files import is_disk_full
+from ..core.folders import patiently
+from ..core.locks import UNDER_RUN
 from .kernel import KernelWatch, clock, how_it_ended, kernel_command, progress_text, read_progress
 
 # %% ../../nbs/21_runs/03_job.ipynb #65369380
@@ -123,6 +126,31 @@ def _kernel_class(env: dict):
     return Kernel
 
 
+class _ExecutedNotebook:
+    "How papermill writes the executed notebook: each time as a whole, and a disk that is full for a moment does not end the run."
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.unwritten: str | None = None  # what there was no room for
+
+    def write(self, text: str, path: str) -> None:
+        try:
+            write_atomic(self.path, text)
+            self.unwritten = None
+        except GTIError as e:
+            if not is_disk_full(e):
+                raise
+            self.unwritten = text
+
+    def pretty_path(self, path: str) -> str:
+        return path
+
+    def finish(self) -> None:
+        "Write what there was no room for, now or within a minute."
+        if (text := self.unwritten) is not None:
+            patiently(lambda: write_atomic(self.path, text))
+
+
 def _escaped(path: Path) -> str:
     "A path for papermill, which would fill in anything in braces."
     return str(path).replace("{", "{{").replace("}", "}}")
@@ -139,12 +167,15 @@ class NotebookJob(threading.Thread):
         self.error: BaseException | None = None
         self.ended = threading.Event()  # `join` is no substitute: after an interrupt it reports a living thread as ended (Python 3.11)
         self.progress_file = progress_file
-        self.kernel = _kernel_class({"GTI_PROGRESS": str(progress_file)})
+        self.kernel = _kernel_class({"GTI_PROGRESS": str(progress_file), UNDER_RUN: str(output.parent)})
         self.watch = KernelWatch()
 
     def run(self) -> None:
         import papermill
+        from papermill.iorw import papermill_io
 
+        executed = _ExecutedNotebook(self.output)
+        papermill_io.register(str(self.output), executed)
         logging.getLogger("papermill").setLevel(logging.ERROR)
         threading.Thread(target=self._look, daemon=True).start()
         try:
@@ -159,6 +190,7 @@ class NotebookJob(threading.Thread):
                 iopub_timeout=120,
                 kernel_manager_class=self.kernel,
             )
+            executed.finish()
         except BaseException as e:
             self.error = e
             if isinstance(e, DeadKernelError):

@@ -8,7 +8,6 @@ __all__ = ['stage_batches', 'step_part', 'parameter_groups', 'finetune']
 # %% ../../nbs/11_sft/10_stage.ipynb #4664052f
 import math
 import os
-import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import TrainerCallback
 
 from ..core import GTIError, content_hash, pick_dtype, with_bars
 from ..core import progress as progress_bar
+from ..core.folders import finish_checkpoints, patiently, remove_folder
 from ..data.splits import Split
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops
@@ -265,11 +265,11 @@ def _finish(extended: ExtendedModel, out_dir: Path, config: SFTConfig) -> None:
     "Write the rows and the adapters, and remove the checkpoints."
     if not is_first_process():
         return
-    extended.save_rows(out_dir / "sft.safetensors")
-    shutil.rmtree(out_dir / "adapter", ignore_errors=True)  # from another run
+    patiently(lambda: extended.save_rows(out_dir / "sft.safetensors"))
+    remove_folder(out_dir / "adapter")  # from another run
     if config.mode != "full" and config.pretrained_rows == "frozen":
         save_adapters(extended, out_dir / "adapter")
-    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    finish_checkpoints(out_dir / "checkpoints")
 
 # %% ../../nbs/11_sft/10_stage.ipynb #1e315fb5
 @with_bars

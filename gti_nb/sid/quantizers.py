@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
-from ..core import GTIError, check_choice
+from ..core import GTIError, check_choice, content_hash
 from ..core import progress as progress_bar
 from .codes import SemanticIds
 from .fsq import ResidualFSQ
@@ -201,12 +202,14 @@ def compare_quantizers(
     plan: Sequence[tuple[str, int, Any]],  # from `plan_comparison`
     categories: Sequence[str] | None = None,  # categories of each item, separated by ", ", for purity
     progress: bool = False,  # show bars of long fits
+    out_dir: str | Path | None = None,  # for the checkpoints of networks, from which an interrupted comparison resumes; None keeps none
 ) -> tuple[pd.DataFrame, dict[str, Fitted]]:  # one row per fit with its report card; by label, the fit of the first seed
     "Fit several quantizers on the same vectors."
     rows = []
     first: dict[str, Fitted] = {}
     for label, seed, quantizer in progress_bar(plan, desc="comparing", enabled=progress, unit="quantizers"):
-        fitted = fit_quantizer(quantizer, vectors, progress=progress)
+        kept = None if out_dir is None else Path(out_dir) / f"{content_hash(label)}-{seed}"
+        fitted = fit_quantizer(quantizer, vectors, progress=progress, out_dir=kept)
         first.setdefault(label, fitted)
         card = report_card(fitted.sids, vectors, categories)
         reconstruction = card.get("reconstruction_energy", card.get("residual_energy"))

@@ -53,7 +53,7 @@ def fit(
     out_dir: str | Path | None = None,  # folder for checkpoints and history.csv; an interrupted run resumes from there
     progress: bool = True,  # show a bar with the remaining time
     on_epoch: Callable[[dict], None] | None = None,  # called with every new row of the history
-    checkpoint_seconds: float = 30.0,  # time between checkpoints, written at the end of an epoch; 0 writes one every epoch
+    checkpoint_seconds: float = 5.0,  # time between checkpoints, written at the end of an epoch; 0 writes one every epoch
 ) -> SemanticIds:  # nearest codes, codebooks in latent space, and `quality`
     "Train, and encode every item."
     x = checked_float32(vectors, self.config.codes)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..core import GTIError, file_hash, read_json, write_atomic, write_json
+from ..core.folders import sweep
 from .rqvae_training import TrainingRun
 
 # %% ../../nbs/05_sid/15_rqvae_files.ipynb #c356ca05
@@ -112,6 +113,7 @@ def load_checkpoint(
     folder: Path,  # may hold a checkpoint
 ) -> bool:  # False when the folder holds no checkpoint
     "Resume from the checkpoint in `folder`, if there is one; `GTIError` when it belongs to another run."
+    sweep(folder)
     if not (folder / "rqvae.json").exists():
         if (folder / "history.csv").exists():
             raise GTIError(f"{folder}: holds a history.csv but no checkpoint of an RQ-VAE; choose another out_dir")

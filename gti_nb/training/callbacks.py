@@ -8,6 +8,7 @@ __all__ = ['StageCallback', 'WatchSteps', 'WriteCheckpoints', 'KeepBest']
 # %% ../../nbs/08_training/02_callbacks.ipynb #8526c9fa
 import math
 import signal
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..core import GTIError, check_choice, progress
+from ..core.files import is_disk_full
 from .checkpoints import Checkpoint, restore_random
 from .trainer import StageTrainer
 
@@ -92,11 +94,11 @@ def on_step_end(self: WatchSteps, args, state, control, **kw):
 
 # %% ../../nbs/08_training/02_callbacks.ipynb #8c5d0007
 class WriteCheckpoints(StageCallback):
-    "Starts where the checkpoint was written, saves every few steps, and saves when the stage is interrupted."
+    "Starts where the checkpoint was written, saves every few steps, after the last one, and when the stage is interrupted."
 
     def __init__(
         self,
-        save: Callable[[int], None],  # writes a checkpoint after that many steps
+        save: Callable[[int, bool], None],  # writes a checkpoint after that many steps; True when no step follows
         every: int,  # steps between two checkpoints; 0 writes none
         arrived: list[int],  # the signal that arrived, as `finish_step_first` gives it
         checkpoint: Checkpoint | None = None,  # where to start; None starts at the first step
@@ -121,10 +123,20 @@ class WriteCheckpoints(StageCallback):
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return int(shared)
 
+    def _save(self, step: int, last: bool) -> None:
+        "Write a checkpoint; where the disk is full, keep the one before it and go on."
+        try:
+            self.save(step, last)
+        except GTIError as e:
+            if not is_disk_full(e):
+                raise
+            warnings.warn(f"step {step}: no checkpoint was written, the one before it stays and training continues ({e})", stacklevel=2)
+
     def on_step_end(self, args, state, control, **kw):
         number = self._signal(args)
-        if self.every and (state.global_step % self.every == 0 or number):
-            self.save(state.global_step)
+        last = state.global_step >= state.max_steps
+        if self.every and (state.global_step % self.every == 0 or number or last or control.should_training_stop):
+            self._save(state.global_step, last)
         if number and not self.arrived:
             signal.raise_signal(number)  # it arrived in another process: this one notes it too
         if number:

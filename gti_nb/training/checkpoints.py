@@ -9,7 +9,6 @@ __all__ = ['Checkpoints', 'run_key', 'restore_random', 'save_checkpoint', 'Check
 # %% ../../nbs/08_training/00_checkpoints.ipynb #9ffc9f13
 import os
 import re
-import shutil
 import signal
 import tempfile
 import threading
@@ -25,7 +24,8 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..core import GTIError, atomic_dir, file_hash, read_json, write_json
+from ..core import GTIError, atomic_dir, check_record, file_hash, read_json, write_json
+from ..core.folders import remove_folder, sweep
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #6d2c0002
 @dataclass
@@ -51,13 +51,13 @@ def run_key(
     return {**hashes, **kept}
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #352bd63f
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    "Parameters and moments, named by group and place in the group."
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, last: bool) -> dict[str, torch.Tensor]:
+    "Parameters and, unless this was the last step, moments, named by group and place in the group."
     tensors = {}
     for g, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):
             tensors[f"{g}.{i}"] = p.detach()
-            for name, value in optimizer.state.get(p, {}).items():
+            for name, value in () if last else optimizer.state.get(p, {}).items():
                 tensors[f"{g}.{i}.{name}"] = torch.as_tensor(value)
     return tensors
 
@@ -111,12 +111,13 @@ def save_checkpoint(
     records: Sequence[dict] = (),  # the losses so far
     processes: int = 1,  # processes that train together; all of them must call
     write: bool = True,  # False in all processes but one: those only contribute their parts of a sharded model
+    last: bool = False,  # no step follows, so the moments of the optimizer are left out
 ) -> Path:  # the checkpoint's folder
     "Write everything a stage needs to resume from this step, and remove all but the two latest checkpoints."
     new = checkpoints.folder / f"step-{step:06d}"
     extra = {f"extra.{name}": value for name, value in checkpoints.extra.items()}
     tensors = {}
-    for name, value in (_optimizer_tensors(optimizer) | _random_states() | extra).items():
+    for name, value in (_optimizer_tensors(optimizer, last) | _random_states() | extra).items():
         value = _whole(value)
         if write:
             tensors[name] = value.detach().cpu().contiguous()
@@ -128,7 +129,7 @@ def save_checkpoint(
         sha256 = file_hash(tmp / "state.safetensors")
         write_json(tmp / "state.json", about | dict(sha256=sha256, records=list(records)))
     for _, old in _found(checkpoints.folder)[:-2]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return new
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #75f680c2
@@ -144,16 +145,26 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]  # parameters, moments, random states, extra tensors
 
 
+_ABOUT = {"schema": Any, "step": int, "key": dict, "processes": int, "records": list, "sha256": str}
+_ABOUT_BYTES = 2**30  # of the losses of a very long stage
+
+
+def _is_complete(path: Path) -> bool:
+    "Whether both files of a checkpoint are there; a folder that is half removed, or was half copied, is not one."
+    return (path / "state.json").is_file() and (path / "state.safetensors").is_file()
+
+
 def _read(path: Path) -> Checkpoint:
     "Read a checkpoint and check its hash."
-    about = read_json(path / "state.json")
+    about = read_json(path / "state.json", "the state of a checkpoint", max_bytes=_ABOUT_BYTES)
     file = path / "state.safetensors"
-    if about.get("schema") != 1:
+    if isinstance(about, dict) and about.get("schema") != 1:
         raise GTIError(
             f"{path}: schema {about.get('schema')!r}, this version reads 1; "
             "update gti-nb, or remove the folder to resume from an older checkpoint"
         )
-    if not file.is_file() or file_hash(file) != about["sha256"]:
+    check_record(about, _ABOUT, path / "state.json", unknown="ignore")
+    if file_hash(file) != about["sha256"]:
         raise GTIError(f"{file}: damaged, not the file that was written; remove {path} to resume from the checkpoint before it")
     tensors = {name: values.clone() for name, values in safetensors.torch.load_file(file).items()}
     return Checkpoint(about["step"], about["key"], about.get("layout", {}), about["processes"], about["records"], tensors)
@@ -197,10 +208,11 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,  # filled in place, with its parameters
 ) -> Checkpoint | None:  # None where there is no checkpoint
     "Read the latest checkpoint into an optimizer and its parameters."
-    found = _found(checkpoints.folder)
+    sweep(checkpoints.folder)
+    found = [path for _, path in _found(checkpoints.folder) if _is_complete(path)]
     if not found:
         return None
-    path = found[-1][1]
+    path = found[-1]
     checkpoint = _read(path)
     _check_key(path, checkpoint.key, checkpoints)
     _restore(optimizer, checkpoint.tensors, path)

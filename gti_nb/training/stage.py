@@ -91,13 +91,13 @@ def _resume(
     return checkpoint, [dict(step=checkpoint.step, exact=_is_exact(checkpoint, checkpoints, module, processes))]
 
 
-def _saver(checkpoints: Checkpoints | None, optimizer: torch.optim.Optimizer, trainer: StageTrainer) -> Callable[[int], None]:
+def _saver(checkpoints: Checkpoints | None, optimizer: torch.optim.Optimizer, trainer: StageTrainer) -> Callable[[int, bool], None]:
     "A function that writes a checkpoint after a step; every process calls it."
 
-    def save(step: int) -> None:
+    def save(step: int, last: bool) -> None:
         if checkpoints is not None:
             args = trainer.args
-            save_checkpoint(checkpoints, step, optimizer, trainer.records, args.world_size, args.process_index == 0)
+            save_checkpoint(checkpoints, step, optimizer, trainer.records, args.world_size, args.process_index == 0, last)
 
     return save
 
