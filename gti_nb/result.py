@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import GTIError, read_json, write_json
+from .core import GTIError, changed_files, check_seal, file_hash, read_json, write_json, write_sealed
 from .diagnostics.summary import Diagnostics, load_diagnostics, save_diagnostics
 from .evaluate.evaluation import Evaluation, EvaluationConfig
 from .grounding.full import FullConfig
@@ -95,7 +95,9 @@ def save(
         facts=self.facts,
         config=asdict(self.config),
     )
-    write_json(folder / "metrics.json", numbers)
+    tables = [folder / name for name in ("losses.json", "per_user.parquet", "per_user_sid.parquet")]
+    hashes = {file.name: file_hash(file) for file in tables if file.is_file()}
+    write_sealed(folder / "metrics.json", numbers | {"files": hashes})
     return folder
 
 # %% ../nbs/17_result.ipynb #dc9f8f67
@@ -126,6 +128,10 @@ def read_format(
         raise GTIError(
             f"{folder}: an arm of format {version!r}, this version reads {FORMAT}; run it again, or use the version that made it"
         )
+    check_seal(path, saved)
+    changed = changed_files(folder, saved.get("files", {}))  # none were kept by earlier versions
+    if changed:
+        raise GTIError(f"{folder}: {changed[0]}; the arm is damaged, run it again")
     return saved
 
 # %% ../nbs/17_result.ipynb #d7fa40c6

@@ -17,12 +17,14 @@ import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 
+from .assets import asset_source
 from gti_nb.core import (
     GTIError,
     atomic_dir,
     check_choice,
     content_hash,
     file_hash,
+    path_hashes,
     pick_dtype,
     read_json,
     with_bars,
@@ -128,16 +130,20 @@ SCHEMA = 2  # of report.json; version 1 knew one quantizer and had no report car
 def _content_of(path: str | Path) -> Any:
     "What identifies an encoder or a file of codes: its name, or the hashes of its files where it is a local path."
     if Path(path).is_file():
-        return file_hash(path)
-    if not Path(path).is_dir():
-        return str(path)
-    return {str(f.relative_to(path)): file_hash(f) for f in sorted(Path(path).rglob("*")) if f.is_file()}
+        return path_hashes(path)[Path(path).suffix]
+    return path_hashes(path) if Path(path).is_dir() else str(path)
+
+
+def _encoder_content(encoder: str | Path) -> Any:
+    "The name of an embedded encoder, the hashes of the files of any other."
+    source = asset_source(encoder, "encoder")
+    return str(encoder) if isinstance(source, str) else _content_of(source)
 
 
 def _key(config: TokenizeConfig, parameters: dict) -> str:
     "The identity of the semantic IDs: settings, data, and the content of the files that the settings name."
     options = {k: _content_of(v) if isinstance(v, (str, Path)) else v for k, v in config.quantizer_options.items()}
-    return content_hash(SCHEMA, dict(parameters, encoder=_content_of(config.encoder), quantizer_options=options))
+    return content_hash(SCHEMA, dict(parameters, encoder=_encoder_content(config.encoder), quantizer_options=options))
 
 # %% ../nbs/15_tokenize.ipynb #e235fb89
 def _reusable(out_dir: Path, key: str, parameters: dict) -> bool:

@@ -24,7 +24,19 @@ import pandas as pd
 import pyarrow as pa
 
 from ..assets import cache_dir
-from ..core import GTIError, atomic_dir, check_choice, content_hash, progress
+from gti_nb.core import (
+    GTIError,
+    atomic_dir,
+    changed_files,
+    check_choice,
+    check_seal,
+    content_hash,
+    path_hash,
+    path_hashes,
+    progress,
+    read_json,
+    write_sealed,
+)
 from .columns import INTERACTION_READERS, read_columns, read_items, read_pair
 from .tables import not_utf8, read_table
 
@@ -259,8 +271,23 @@ def _amazon_2023_streams(meta: str, ratings: str) -> tuple[pd.DataFrame, pd.Data
 # %% ../../nbs/03_data/02_amazon.ipynb #f6f0451d
 def _cache_entry(category: str, core: str, files: tuple[str, str]) -> Path:
     "The folder in which the tables of a category are kept."
-    stats = [os.stat(f) for f in files if "://" not in f]
-    return cache_dir() / f"amazon-2023-{category}-{core}-{content_hash(files, [(s.st_size, s.st_mtime_ns) for s in stats])}"
+    local = [path_hash(f) for f in files if "://" not in f]
+    return cache_dir() / f"amazon-2023-{category}-{core}-{content_hash(files, local)}"
+
+
+def _is_intact(kept: Path) -> bool:
+    "Whether the kept tables are there, with the bytes that were written."
+    if not (kept / "hashes.json").is_file():
+        return False
+    try:
+        record = read_json(kept / "hashes.json")
+        check_seal(kept / "hashes.json", record)
+        damaged = changed_files(kept, record["files"])
+    except GTIError as e:
+        damaged = [str(e)]
+    if damaged:
+        print(f"{kept}: {damaged[0]}; the tables are read again from their source")
+    return not damaged
 
 
 def amazon_2023_tables(
@@ -277,10 +304,11 @@ def amazon_2023_tables(
     if missing:
         raise GTIError(f"{missing[0]}: no such file in the mirror")
     kept = _cache_entry(category, core, files)
-    if not (kept / "interactions.parquet").is_file():
+    if not _is_intact(kept):
         with atomic_dir(kept, replace=True) as new:
             for name, table in zip(("items", "interactions"), _amazon_2023_streams(*files), strict=True):
                 table.to_parquet(new / f"{name}.parquet")
+            write_sealed(new / "hashes.json", {"files": path_hashes(new)})
     return pd.read_parquet(kept / "items.parquet"), pd.read_parquet(kept / "interactions.parquet")
 
 # %% ../../nbs/03_data/02_amazon.ipynb #ed557581

@@ -13,7 +13,7 @@ from typing import Self
 
 import pandas as pd
 
-from ..core import GTIError, atomic_dir, read_json, write_json
+from ..core import GTIError, atomic_dir, changed_files, check_seal, path_hashes, read_json, write_sealed
 from .cleaning import report_table
 from .columns import ITEM_COLUMNS
 
@@ -122,7 +122,7 @@ def save_tables(
     with atomic_dir(folder) as new:
         for name, table in tables.items():
             table.to_parquet(new / f"{name}.parquet")
-        write_json(new / "dataset.json", about)
+        write_sealed(new / "dataset.json", about | {"files": path_hashes(new)})
     return folder
 
 # %% ../../nbs/03_data/14_catalogue.ipynb #aa6b64e3
@@ -139,9 +139,14 @@ def read_saved(
     about = read_json(folder / "dataset.json")
     if about.get("schema") not in (1, _SCHEMA):
         raise GTIError(f"{folder}: schema {about.get('schema')!r}, this version reads 1 and 2; update gti-nb or save the data set again")
+    if about["schema"] == _SCHEMA:
+        check_seal(folder / "dataset.json", about)
     held = about.get("kind", "sequences")  # schema 1 had no queries
     if held != kind:
         raise GTIError(f"{folder}: holds {held}, expected {kind}; read it with {_LOADERS.get(held, 'the function that wrote it')}")
+    changed = changed_files(folder, about.get("files", {}))  # none were kept by earlier versions
+    if changed:
+        raise GTIError(f"{folder}: damaged, {changed[0]}; the files were changed after saving")
     try:
         frames = [pd.read_parquet(folder / f"{name}.parquet") for name in tables]
     except (OSError, ValueError) as e:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load, save
 
-from ..core import GTIError, read_json, write_atomic, write_json
+from ..core import GTIError, changed_files, check_seal, file_hash, read_json, write_atomic, write_sealed
 from .geometry import cosine_matrix, mean_cosine, mean_share, median_spread, rsa
 from .spectral import check_rows, spectral_summary
 
@@ -150,8 +150,8 @@ def save_diagnostics(
     path = Path(path)
     if path.suffix != ".json":
         raise GTIError(f"path: got '{path.name}', expected a name that ends in .json")
-    write_atomic(path.with_suffix(".safetensors"), save({k: np.ascontiguousarray(v) for k, v in diagnostics.arrays.items()}))
-    write_json(path, {"numbers": diagnostics.numbers, "reasons": diagnostics.reasons})
+    arrays = write_atomic(path.with_suffix(".safetensors"), save({k: np.ascontiguousarray(v) for k, v in diagnostics.arrays.items()}))
+    write_sealed(path, {"numbers": diagnostics.numbers, "reasons": diagnostics.reasons, "files": {arrays.name: file_hash(arrays)}})
     return path
 
 
@@ -164,11 +164,15 @@ def load_diagnostics(
     arrays = path.with_suffix(".safetensors")
     if not isinstance(record, dict) or "numbers" not in record:
         raise GTIError(f"{path}: holds no diagnostics; expected a file that save_diagnostics wrote")
+    check_seal(path, record)
     if not arrays.is_file():
         raise GTIError(f"{arrays}: missing, although {path.name} is there; diagnose the rows again")
     try:
         loaded = load(arrays.read_bytes())
     except Exception as e:
         raise GTIError(f"{arrays}: not a readable safetensors file ({e}); diagnose the rows again") from e
+    changed = changed_files(path.parent, record.get("files", {}))  # none were kept by earlier versions
+    if changed:
+        raise GTIError(f"{path.parent}: {changed[0]}; diagnose the rows again")
     numbers = {name: float("nan") if value is None else value for name, value in record["numbers"].items()}
     return Diagnostics(numbers, loaded, record.get("reasons", {}))

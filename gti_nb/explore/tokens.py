@@ -18,7 +18,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from ..assets import load_base
-from ..core import GTIError, check_choice, check_int, read_json
+from ..core import GTIError, check_choice, check_int, content_hash, read_json
 from ..diagnostics.geometry import nearest_rows
 from ..figures.embeddings import Projection, project
 from ..figures.style import STAGES
@@ -116,11 +116,14 @@ def read_rows(
     "New rows and token names of one stage."
     again = "run the study again to write it anew"
     try:
-        with safe_open(path, "np") as f:
-            rows = f.get_tensor("rows")
-            names = json.loads((f.metadata() or {})["token_names"])
+        with safe_open(path, "pt") as f:
+            about = f.metadata() or {}
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
+            rows, names = tensors["rows"].numpy(), json.loads(about["token_names"])
     except Exception as e:
         raise GTIError(f"{path}: not a file of new rows ({type(e).__name__}: {e}); {again}") from e
+    if about.get("tensors", content_hash(tensors)) != content_hash(tensors):
+        raise GTIError(f"{path}: its values are not those that were written, the file is damaged; {again}")
     if len(names) != len(rows):
         raise GTIError(f"{path}: got {len(rows)} rows for {len(names)} tokens, expected one each; {again}")
     if not np.isfinite(rows).all():

@@ -16,7 +16,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core import GTIError, atomic_dir, content_hash, read_json, write_atomic, write_json
+from ..assets import refuse_code
+from gti_nb.core import (
+    GTIError,
+    atomic_dir,
+    changed_files,
+    check_seal,
+    content_hash,
+    path_hashes,
+    read_json,
+    write_atomic,
+    write_sealed,
+)
 from .split import SplitModel, split_modules, weight_matrix
 from .tokens import Descriptions
 from ..sid.codes import SemanticIds
@@ -45,14 +56,14 @@ def save(
     self: ModelFiles,
     folder: str | Path,  # written completely or not at all; must not exist yet
 ) -> Path:  # the folder
-    "Write a plain Hugging Face folder (merged model, tokenizer) with `gti.json` and the semantic IDs beside it."
-    about = dict(schema=1, n_pretrained=self.n_pretrained, token_names=self.token_names, descriptions=self.descriptions)
+    "Write a plain Hugging Face folder (merged model, tokenizer) with the semantic IDs, and last `gti.json` with the hash of every file."
+    about = dict(schema=2, n_pretrained=self.n_pretrained, token_names=self.token_names, descriptions=self.descriptions)
     with atomic_dir(folder) as tmp:
         self.merge().save_pretrained(tmp)
         self.tokenizer.save_pretrained(tmp)
         if self.sids is not None:
             self.sids.save(tmp / "sids")
-        write_json(tmp / "gti.json", about)
+        write_sealed(tmp / "gti.json", about | {"files": path_hashes(tmp)})
     return Path(folder)
 
 # %% ../../nbs/06_model/04_files.ipynb #a8935bd3
@@ -61,9 +72,25 @@ def _read_about(folder: Path) -> dict:
     if not (folder / "gti.json").exists():
         raise GTIError(f"{folder}: no gti.json, so not a folder that ExtendedModel.save wrote; load base models with load_base")
     about = read_json(folder / "gti.json")
-    if about["schema"] != 1:
-        raise GTIError(f"{folder}/gti.json: schema {about['schema']}, this version reads schema 1; update gti-nb")
+    if about.get("schema") not in (1, 2):
+        raise GTIError(f"{folder}/gti.json: schema {about.get('schema')!r}, this version reads 1 and 2; update gti-nb")
+    hashes = about.get("files") if about["schema"] == 2 else {}
+    if about["schema"] == 2:
+        check_seal(folder / "gti.json", about)
+    if not isinstance(hashes, dict):
+        raise GTIError(f"{folder}/gti.json: lists no files, so it is damaged; save the model again")
+    changed = changed_files(folder, hashes)
+    if changed:
+        raise GTIError(f"{folder}: {changed[0]}; the folder is damaged or was edited, save the model again")
+    refuse_code(folder)
     return about
+
+
+def _check_finite(folder: Path, model: PreTrainedModel) -> None:
+    "Refuse NaN and infinity."
+    broken = [name for name, values in model.named_parameters() if not values.isfinite().all()]
+    if broken:
+        raise GTIError(f"{folder}: NaN or infinity in {broken[0]}; the run that wrote the model diverged, use an earlier one")
 
 
 def _rows_after(model: PreTrainedModel, n_pretrained: int) -> list[Tensor]:
@@ -81,14 +108,15 @@ def load(
     "Load a folder that `save` wrote."
     folder = Path(folder)
     about = _read_about(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype="auto").eval()
+    _check_finite(folder, model)
     rows, head_rows, *bias = _rows_after(model, about["n_pretrained"])
     split_modules(model, about["n_pretrained"], len(about["token_names"]))
     sids = SemanticIds.load(folder / "sids") if (folder / "sids").exists() else None
     descriptions = about["descriptions"]
     if isinstance(descriptions, list):
         descriptions = [tuple(pair) for pair in descriptions]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     loaded = cls(model, tokenizer, about["token_names"], sids, descriptions)  # ty: ignore[invalid-argument-type]  # typed as maybe None
     saved = [rows, *bias] if loaded.tied else [rows, head_rows, *bias]
     for parameter, values in zip(loaded.new_parameters(), saved, strict=True):

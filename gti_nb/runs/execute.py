@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import nbformat
 
 import gti_nb
 from ..core import GTIError, content_hash, read_json, write_atomic, write_json
-from ..core.folders import clear_finished, finish_folder, start_folder
-from ..core.locks import lock_folder, run_folder, this_process
-from .folder import Run, environment, run_key, vacate
+from ..core.folders import clear_finished, finish_folder, set_aside, start_folder
+from ..core.locks import lock_folder, read_record, run_folder, this_process
+from ..identity import INPUTS, Input, damaged_results, input_changes, inputs_of, load_inputs, run_key, save_inputs
+from .folder import Run, environment, vacate
 from .job import NotebookJob, StatusLine, failure_of
 from .kernel import clock
 from .parameters import check_parameters, pipeline_parameters, pipeline_path
@@ -35,15 +36,29 @@ def _free(folder: Path, infix: str, first: int) -> Path:
     return path
 
 
-def _occupant(folder: Path, key: str, values: dict) -> Run | None:
-    "The finished run with this key in `folder`; None when the folder is free, or has just been made so."
+def _only_inputs_changed(there: Run, identity: str, values: dict) -> bool:
+    "Whether a run in another state of its inputs would have been this one: settings, code and version are the same."
+    before = load_inputs(there.folder)
+    return before is not None and run_key(identity, values, before) == there.record.get("key")
+
+
+def _occupant(folder: Path, key: str, values: dict, identity: str, inputs: dict[str, Input]) -> tuple[Run | None, str]:
+    "The finished run with this key in `folder`; None, with the reason, when the folder is free, or has just been made so."
     there = vacate(folder)
     if there is None:
-        return None
+        return None, ""
     if there.record.get("by_hand"):
         raise GTIError(f"{folder}: holds a finished run that a notebook made by hand; choose another out_dir")
     if there.record.get("key") == key:
-        return there
+        damaged = damaged_results(folder, there.record)
+        if not damaged:
+            return there, ""
+        aside = set_aside(folder, "damaged")
+        return None, f"damaged ({'; '.join(damaged[:3])}), so it runs again; the damaged run is now {aside.name}"
+    if _only_inputs_changed(there, identity, values):
+        changes = input_changes(load_inputs(folder) or {}, inputs)
+        aside = set_aside(folder, "changed")
+        return None, f"{changes}, so it runs again; the earlier run is now {aside.name}"
     changed = []
     for name, value in values.items():
         earlier = there.parameters.get(name)
@@ -53,6 +68,19 @@ def _occupant(folder: Path, key: str, values: dict) -> Run | None:
         f"{folder}: holds a finished run with other settings ({'; '.join(changed) or 'another version or input'}); "
         "choose another out_dir, or ask for a fresh run beside it"
     )
+
+
+def _changed_since(folder: Path, values: dict, identity: str, inputs: dict[str, Input]) -> str:
+    "What has changed since the last run with the same parameters beside `folder`; empty when there is none."
+    beside = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
+    records = [(path, read_record(path)) for path in beside if path != folder and (path / INPUTS).is_file()]
+    records.sort(key=lambda found: str(found[1].get("started")), reverse=True)
+    for path, record in records:
+        before = record.get("parameters")
+        same = isinstance(before, dict) and {**before, "out_dir": None} == {**values, "out_dir": None}
+        if same and record.get("status") == "finished" and _only_inputs_changed(Run(path, record), identity, values):
+            return f"{input_changes(load_inputs(path) or {}, inputs)} since {path.name}"
+    return ""
 
 # %% ../../nbs/21_runs/04_execute.ipynb #1d21255c
 @contextmanager
@@ -86,7 +114,15 @@ def _beat(folder: Path, record: dict, line: StatusLine) -> None:
         line.done(f"{line.label} · {e}; the run goes on")
 
 
-def _attempt(job: NotebookJob, line: StatusLine, folder: Path, record: dict) -> dict:
+def _not_reusable(line: StatusLine, changes: str) -> dict:
+    "For the record of a run whose input changed while it ran: nobody knows which content it read, so no other run is the same."
+    if not changes:
+        return {}
+    line.done(f"{line.label} · will not be reused, because its input changed while it ran: {changes}")
+    return {"key": None, "changed_while_running": changes}
+
+
+def _attempt(job: NotebookJob, line: StatusLine, folder: Path, record: dict, changes: Callable[[], str]) -> dict:
     "Run the job to its end and return the finished record; Ctrl-C ends it as interrupted."
     begun = time.monotonic()
     beat = begun
@@ -100,7 +136,7 @@ def _attempt(job: NotebookJob, line: StatusLine, folder: Path, record: dict) -> 
                     beat = time.monotonic()
                     _beat(folder, record, line)
         error = failure_of(job)
-        outcome = {"status": "failed", "error": error} if error else {"status": "finished"}
+        outcome = {"status": "failed", "error": error} if error else {"status": "finished"} | _not_reusable(line, changes())
     except KeyboardInterrupt:
         job.stop()
         outcome = {"status": "interrupted", "error": "interrupted by the user or the system"}
@@ -133,21 +169,37 @@ def run(
     values = check_parameters(name, spec, parameters or {})
     out_dir = out_dir or (parameters or {}).get("out_dir")
     own = path.resolve().parent != (Path(gti_nb.__file__).parent.parent / "nbs" / "pipelines").resolve()
-    key = run_key(f"{name} {_code_hash(path)}" if own else name, values)
+    identity = f"{name} {_code_hash(path)}" if own else name
+    inputs = inputs_of(identity, values)
+    key = run_key(identity, values, inputs)
     folder = run_folder(out_dir or Path("outputs") / "runs" / f"{name}-{key[:8]}")
     if fresh and os.path.lexists(folder):
         folder = _free(folder, "-", 2)
     with lock_folder(folder):
-        if there := _occupant(folder, key, values):
+        there, why = _occupant(folder, key, values, identity, inputs)
+        if there:
             return _reuse(there, path, label, quiet, html)
+        line = StatusLine(label or folder.name, folder / ".progress.json", quiet)
+        if why := why or _changed_since(folder, values, identity, inputs):
+            line.done(f"{line.label} · {why}")
         if "out_dir" in spec:
             values["out_dir"] = str(folder)
         record = _record(path, key, values) | (tags or {})
         start_folder(folder, record)
         write_json(folder / "parameters.json", values)
+        save_inputs(folder, inputs)
         line = StatusLine(label or folder.name, folder / ".progress.json", quiet, folder / path.name)
-        record = _attempt(NotebookJob(path, folder / path.name, values, line.path), line, folder, record)
+        job = NotebookJob(path, folder / path.name, values, line.path)
+        record = _attempt(job, line, folder, record, lambda: _changes_since_start(identity, values, inputs))
         return _finish(Run(folder, record), line, path.name, html)
+
+
+def _changes_since_start(identity: str, values: dict, inputs: dict[str, Input]) -> str:
+    "What has happened to the inputs of a run since it began; empty when they are the same."
+    try:
+        return input_changes(inputs, inputs_of(identity, values))
+    except GTIError as e:
+        return str(e)
 
 # %% ../../nbs/21_runs/04_execute.ipynb #dc80b51a
 def _code_hash(path: Path) -> str:

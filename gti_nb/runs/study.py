@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core import GTIError, check_choice, check_int, check_type, read_yaml, short_repr
+from ..identity import run_key
 from .execute import run
-from .folder import Run, run_key
+from .folder import Run
 from .kernel import clock
 from .parameters import check_parameters, fold_parameters, pipeline_parameters, pipeline_path
 

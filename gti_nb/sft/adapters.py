@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import GTIError, atomic_dir, write_json
+from ..core import GTIError, atomic_dir, changed_files, check_seal, path_hashes, read_json, write_json, write_sealed
 from ..model.abilities import model_name, read
 from ..model.extended import ExtendedModel
 
@@ -222,6 +222,7 @@ def save_adapters(
         config = peft_config.to_dict()
         write_json(tmp / "adapter_config.json", {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
         extended.save_rows(tmp / "new_rows.safetensors")
+        write_sealed(tmp / "hashes.json", {"files": path_hashes(tmp)})
     return Path(folder)
 
 # %% ../../nbs/11_sft/07_adapters.ipynb #afbf682a
@@ -249,7 +250,12 @@ def load_adapters(
         raise GTIError(
             f"{folder}: no adapter_config.json; expected a folder that save_adapters wrote, such as `adapter` in the out_dir of finetune"
         )
+    hashes = read_json(folder / "hashes.json") if (folder / "hashes.json").is_file() else {"files": {}}  # none in earlier versions
+    check_seal(folder / "hashes.json", hashes)
     extended.read_rows(folder / "new_rows.safetensors")  # refuses the rows of another model before anything changes
+    changed = changed_files(folder, hashes["files"])
+    if changed:
+        raise GTIError(f"{folder}: {changed[0]}; the adapters are damaged, load earlier ones")
     tensors = load_file(folder / "adapter_model.safetensors")
     config = peft.LoraConfig.from_pretrained(folder)
     _check_saved(extended, folder, tensors, set(config.target_modules))

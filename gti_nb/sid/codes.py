@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from fastcore.basics import patch
 
-from ..core import GTIError, check_choice, check_int, read_json, write_atomic, write_json
+from ..core import GTIError, check_choice, check_int, check_seal, read_json, write_atomic, write_sealed
 from ..core import content_hash as hash_of
 from .collisions import POLICIES, add_level, move_summary, number_new, place_new, reassign, squared_increases
 from .vectors import MAX_LEVELS, ROWS_IN_MEMORY, Vectors, check_vectors, greedy_codes, n_sharing, sid_groups, squared_errors
@@ -307,7 +307,7 @@ def save(
     tensors = {"codes": self.codes, **{f"codebook_{level}": book for level, book in enumerate(self.codebooks)}}
     write_atomic(path / "sids.safetensors", safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()}))
     meta = dict(schema=1, policy=self.policy, quality=self.quality, content_hash=self.content_hash, token_names=self.token_names)
-    write_json(path / "sids.json", meta)
+    write_sealed(path / "sids.json", meta)
     return path
 
 # %% ../../nbs/05_sid/02_codes.ipynb #c25aaad1
@@ -321,12 +321,13 @@ def load(
     meta = read_json(path / "sids.json")
     if meta.get("schema") != 1:
         raise GTIError(f"{path / 'sids.json'}: schema {meta.get('schema')!r}, this version reads 1; tokenize again or update gti-nb")
+    check_seal(path / "sids.json", meta)
     try:
         tensors = safetensors.torch.load((path / "sids.safetensors").read_bytes())
+        books = [tensors[f"codebook_{level}"] for level in range(len(tensors) - 1)]
     except Exception as e:
         raise GTIError(f"{path / 'sids.safetensors'}: cannot be read ({e}); tokenize again") from e
     quality = {k: [float("nan") if v is None else v for v in vs] if isinstance(vs, list) else vs for k, vs in meta["quality"].items()}
-    books = [tensors[f"codebook_{level}"] for level in range(len(tensors) - 1)]
     sids = cls(tensors["codes"], books, meta["policy"], quality)
     if sids.content_hash != meta["content_hash"]:
         raise GTIError(f"{path}: sids.safetensors and sids.json do not belong together or are damaged; tokenize again")

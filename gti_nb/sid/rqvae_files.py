@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..core import GTIError, file_hash, read_json, write_atomic, write_json
+from ..core import GTIError, check_seal, file_hash, read_json, write_atomic, write_sealed
 from ..core.folders import sweep
 from .rqvae_training import TrainingRun
 
@@ -32,7 +32,7 @@ def store(
     sha256 = hashlib.sha256(data).hexdigest()
     file = f"rqvae-{sha256[:16]}.safetensors"
     write_atomic(folder / file, data)
-    write_json(folder / "rqvae.json", dict(schema=1, **meta, file=file, sha256=sha256))
+    write_sealed(folder / "rqvae.json", dict(schema=1, **meta, file=file, sha256=sha256))
     for old in folder.glob("rqvae-*.safetensors"):
         if old.name != file:
             old.unlink(missing_ok=True)
@@ -47,6 +47,7 @@ def restore(
         raise GTIError(f"{folder / 'rqvae.json'}: schema {meta.get('schema')!r}, this version reads 1; train again or update gti-nb")
     if not {"config", "vectors", "file", "sha256"} <= set(meta):
         raise GTIError(f"{folder / 'rqvae.json'}: does not describe an RQ-VAE; pass a folder written by RQVAE")
+    check_seal(folder / "rqvae.json", meta)
     file = folder / Path(meta["file"]).name
     if file_hash(file) != meta["sha256"]:
         raise GTIError(f"{file}: differs from what was written, so it is damaged or was replaced; remove {folder} and train again")

@@ -13,18 +13,34 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from fastcore.basics import patch
+from safetensors import SafetensorError
 
-from ..core import GTIError, write_atomic
+from ..core import GTIError, check_seal, read_json, write_atomic, write_sealed
 
 # %% ../../nbs/04_text/01_cache.ipynb #b736a5dd
+def _width_of(folder: Path | None) -> int | None:
+    "The width of the vectors in a cache folder; None when it is not known, and then none of them is used."
+    about = None if folder is None else folder / "about.json"
+    if about is None or not about.is_file():
+        return None
+    try:
+        record = read_json(about)
+        check_seal(about, record)
+    except GTIError as e:
+        print(f"{e}; the vectors are computed again")
+        return None
+    return record.get("width")
+
+
 class VectorCache:
-    "Vectors on disk by the hash of their text, in files named by the hash of their content."
+    "Unit vectors on disk by the hash of their text, in files named by the hash of their content."
 
     def __init__(
         self,
         folder: Path | None,  # where the files are; None keeps and finds nothing
     ):
         self.folder = folder
+        self.width = _width_of(folder)  # of the vectors; whoever knows the encoder sets it
 
     def files(self) -> list[Path]:
         "The files of the cache, in the order of their names."
@@ -35,23 +51,43 @@ class VectorCache:
         keys: dict[bytes, int],  # hash of a text -> its row
     ) -> Iterator[tuple[list[int], torch.Tensor]]:  # rows and their vectors [len(rows), d], file by file
         "The vectors of the texts that the cache holds."
-        for file in self.files():
-            stored, vectors = _load(file)
+        for file in self.files() if self.width else []:
+            stored, vectors = _load(file, self.width)
             hits = [(keys[key], j) for j, key in enumerate(stored) if key in keys]
             if hits:
                 yield [row for row, _ in hits], vectors[[j for _, j in hits]]
 
 # %% ../../nbs/04_text/01_cache.ipynb #de8a9ec6
-def _load(file: Path) -> tuple[list[bytes], torch.Tensor]:
-    "Keys and vectors of one file. A file that cannot be read has none; one with damaged content is removed as well."
-    nothing: list[bytes] = []
+def _fault(data: bytes, name: str, width: int | None) -> str | None:
+    "What is wrong with the content of a file; None when it is what `add` wrote."
+    if hashlib.sha256(data).hexdigest() != name:
+        return "its bytes are not those that were written"
+    try:
+        tensors = safetensors.torch.load(data)
+        keys, vectors = tensors["keys"], tensors["vectors"]
+    except (KeyError, SafetensorError) as e:
+        return f"it cannot be read ({e})"
+    if keys.dtype != torch.uint8 or keys.shape != (len(vectors), 32) or vectors.dtype != torch.float32 or vectors.ndim != 2:
+        return "it does not hold keys and vectors"
+    if vectors.shape[1] != width:
+        return f"its vectors have {vectors.shape[1]} dimensions, those of this encoder have {width}"
+    if not ((vectors.norm(dim=1) - 1).abs() < 1e-3).all():  # false for NaN as well
+        return "its vectors are not all of length 1"
+    return None
+
+
+def _load(file: Path, width: int | None) -> tuple[list[bytes], torch.Tensor]:
+    "Keys and vectors of one file. A file that cannot be opened has none; one with wrong content is removed as well."
+    nothing: tuple[list[bytes], torch.Tensor] = [], torch.zeros(0, 0)
     try:
         data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != file.stem:
+        fault = _fault(data, file.stem, width)
+        if fault:
+            print(f"{file}: {fault}; the vectors are computed again")
             file.unlink()
-            return nothing, torch.zeros(0, 0)
+            return nothing
     except OSError:
-        return nothing, torch.zeros(0, 0)
+        return nothing
     tensors = safetensors.torch.load(data)
     keys = tensors["keys"].numpy().tobytes()
     return [keys[i : i + 32] for i in range(0, len(keys), 32)], tensors["vectors"]
@@ -61,14 +97,17 @@ def _load(file: Path) -> tuple[list[bytes], torch.Tensor]:
 def add(
     self: VectorCache,
     keys: list[bytes],  # SHA-256 of each text
-    vectors: torch.Tensor,  # [len(keys), d]
+    vectors: torch.Tensor,  # float32 [len(keys), d], rows of length 1
 ) -> bool:  # whether they are on disk now
     "Keep vectors. When the folder cannot be written, say so once and stop using the cache."
     if not keys or self.folder is None:
         return False
+    self.width = self.width or vectors.shape[1]
     packed = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 32)
     data = safetensors.torch.save({"keys": packed, "vectors": vectors.contiguous()})
     try:
+        if _width_of(self.folder) != self.width:
+            write_sealed(self.folder / "about.json", {"width": self.width})
         write_atomic(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
     except (GTIError, OSError) as e:
         self.folder = None
@@ -86,7 +125,7 @@ def gather(self: VectorCache) -> None:
         return
     if len(small) <= 32:
         return
-    parts = [(keys, vectors) for keys, vectors in map(_load, small) if keys]
+    parts = [(keys, vectors) for keys, vectors in (_load(file, self.width) for file in small) if keys]
     if len(parts) < 2:
         return
     if self.add([key for keys, _ in parts for key in keys], torch.cat([vectors for _, vectors in parts])):

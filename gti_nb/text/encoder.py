@@ -13,29 +13,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..assets import quiet_download
-from ..core import GTIError, content_hash, file_hash
+from ..assets import quiet_download, refuse_code
+from ..core import GTIError, path_hash
 from ..core import progress as bar
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # %% ../../nbs/04_text/02_encoder.ipynb #dc6ff4d7
-@lru_cache(maxsize=8)
-def _files_hash(files: tuple) -> str:
-    "Hash of the files' names and contents; the last entries, size and time of change, only decide when to hash again."
-    return content_hash([(name, file_hash(path)) for name, path, *_ in files])
-
-
 def encoder_key(
     folder: Path,  # a sentence-transformers folder
 ) -> str:  # the same for the same content
-    "Identify an encoder by the content of its weights, settings and vocabulary."
-    suffixes = (".safetensors", ".json", ".txt", ".model", ".jinja")
-    files = [file for file in sorted(folder.rglob("*")) if file.suffix in suffixes and file.is_file()]
-    if not any(file.suffix == ".safetensors" for file in files):
+    "Identify an encoder by the content of its folder."
+    if not any(folder.rglob("*.safetensors")):
         raise GTIError(f"{folder}: no *.safetensors in it, expected a sentence-transformers folder")
-    return _files_hash(tuple((f.relative_to(folder).as_posix(), f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    return path_hash(folder)
 
 # %% ../../nbs/04_text/02_encoder.ipynb #f5aaa036
 def _set_limit(encoder: "SentenceTransformer", max_tokens: int | None) -> int:
@@ -60,10 +52,11 @@ def load_encoder(
     max_tokens: int | None,  # how many tokens it reads; None: its own limit, at most 2,048
 ) -> "tuple[SentenceTransformer, int]":  # the encoder, and how many tokens it reads
     "A sentence-transformers model from a local folder, without remote code."
+    refuse_code(folder)
     with quiet_download():
         from sentence_transformers import SentenceTransformer
 
-        options = {"use_safetensors": True, "dtype": dtype}
+        options = {"use_safetensors": True, "dtype": dtype, "trust_remote_code": False}
         try:
             encoder = SentenceTransformer(
                 str(folder), device=str(device), trust_remote_code=False, local_files_only=True, model_kwargs=options

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
 
-from ..core import GTIError, check_int, write_atomic
+from ..core import GTIError, check_int, content_hash, write_atomic
 
 # %% ../../nbs/04_text/04_reduction.ipynb #3be3c22b
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class LinearMap:
         self,
         file: str | Path,  # the file to write
     ) -> None:
-        "Write the map as safetensors."
-        write_atomic(file, safetensors.torch.save({"mean": self.mean.contiguous(), "matrix": self.matrix.contiguous()}))
+        "Write the map as safetensors, with the hash of its values."
+        tensors = {"mean": self.mean.contiguous(), "matrix": self.matrix.contiguous()}
+        write_atomic(file, safetensors.torch.save(tensors, metadata={"tensors": content_hash(tensors)}))
 
     @staticmethod
     def load(
@@ -45,10 +47,16 @@ class LinearMap:
     ) -> "LinearMap":
         "Read a map."
         try:
-            tensors = safetensors.torch.load(Path(file).read_bytes())
-            found = LinearMap(tensors["mean"], tensors["matrix"])
+            with safe_open(file, "pt") as f:
+                written = (f.metadata() or {}).get("tensors")
+                tensors = {name: f.get_tensor(name) for name in ("mean", "matrix")}
+            found = LinearMap(**tensors)
         except Exception as e:
             raise GTIError(f"{file}: cannot be read as a linear map: {e}") from e
+        if written not in (None, content_hash(tensors)):
+            raise GTIError(f"{file}: its values are not those that were written, so it is damaged; fit it again with reduce")
+        if found.mean.ndim != 1 or found.matrix.ndim != 2 or len(found.mean) != len(found.matrix):
+            raise GTIError(f"{file}: got shapes {tuple(found.mean.shape)} and {tuple(found.matrix.shape)}, expected [d] and [d, dim]")
         if not (found.mean.isfinite().all() and found.matrix.isfinite().all()):
             raise GTIError(f"{file}: NaN or infinity in it; fit it again with reduce")
         return found

@@ -132,8 +132,9 @@ def encode_text(
     vectors, missing = _known(store if main else VectorCache(None), keys, state)
     if missing:
         encoder, limit = load_encoder(folder, key, place, dtype, max_tokens)
-        if not vectors.shape[1]:
-            vectors = torch.zeros(len(keys), vector_size(encoder))
+        store.width = vector_size(encoder)
+        if vectors.shape[1] != store.width:  # nothing was found, or nothing that this encoder made
+            vectors, missing = torch.zeros(len(keys), store.width), list(range(len(keys)))
         unique = list(first)
         wanted = {row: readable(unique[row], limit) for row in missing}
         lengths = dict(zip(missing, token_counts(encoder, list(wanted.values()), limit), strict=True))

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..core import GTIError, atomic_dir, check_record, file_hash, read_json, write_json
+from ..core import GTIError, atomic_dir, check_record, check_seal, file_hash, read_json, write_sealed
 from ..core.folders import remove_folder, sweep
 
 # %% ../../nbs/08_training/00_checkpoints.ipynb #6d2c0002
@@ -127,7 +127,7 @@ def save_checkpoint(
     with atomic_dir(new, replace=True) as tmp:
         _write_tensors(tmp / "state.safetensors", tensors)
         sha256 = file_hash(tmp / "state.safetensors")
-        write_json(tmp / "state.json", about | dict(sha256=sha256, records=list(records)))
+        write_sealed(tmp / "state.json", about | dict(sha256=sha256, records=list(records)))
     for _, old in _found(checkpoints.folder)[:-2]:
         remove_folder(old)
     return new
@@ -164,6 +164,7 @@ def _read(path: Path) -> Checkpoint:
             "update gti-nb, or remove the folder to resume from an older checkpoint"
         )
     check_record(about, _ABOUT, path / "state.json", unknown="ignore")
+    check_seal(path / "state.json", about)
     if file_hash(file) != about["sha256"]:
         raise GTIError(f"{file}: damaged, not the file that was written; remove {path} to resume from the checkpoint before it")
     tensors = {name: values.clone() for name, values in safetensors.torch.load_file(file).items()}

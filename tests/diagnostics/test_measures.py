@@ -184,6 +184,14 @@ def test_damaged_or_missing_files_are_refused_by_name(rng, tmp_path):
     arrays.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(GTIError, match=r"d\.safetensors: not a readable safetensors file"):
         load_diagnostics(path)
+    arrays.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(GTIError, match=r"d\.safetensors has other bytes than were written"):
+        load_diagnostics(path)
+    record = path.read_text()
+    path.write_text(record.replace('"n": 9', '"n": 8'))
+    with pytest.raises(GTIError, match=r"d\.json: its content is not what was written"):
+        load_diagnostics(path)
+    path.write_text(record)
     arrays.unlink()
     with pytest.raises(GTIError, match=r"d\.safetensors: missing"):
         load_diagnostics(path)

@@ -196,7 +196,7 @@ def test_progress_goes_to_the_terminal_and_not_into_the_notebook(tmp_path):
     live = [line for line in said.decode().split("\r\033[K") if "grounding" in line]
     assert any("/4" in line and "loss=2.5" in line and "left" in line for line in live) and b"finished in" in said
     assert outputs(tmp_path / "out" / "job.ipynb") == []
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["job.ipynb", "parameters.json", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["files.json", "inputs.json", "job.ipynb", "parameters.json", "run.json"]
 
 
 def test_folders_that_are_something_else_are_left_alone(tmp_path):

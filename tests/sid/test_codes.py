@@ -148,6 +148,10 @@ def flip_last_byte(path):
             lambda d: (d / "sids.json").write_text((d / "sids.json").read_text().replace('"schema": 1', '"schema": 9')),
             "schema 9, this version reads 1",
         ),
+        (
+            lambda d: (d / "sids.json").write_text((d / "sids.json").read_text().replace("<a_0>", "<a_9>")),
+            "sids.json: its content is not what was written",
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, damage, message):

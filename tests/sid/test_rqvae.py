@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from gti_nb.core import GTIError, file_hash
+from gti_nb.core import GTIError, file_hash, write_sealed
 from gti_nb.sid.collisions import sinkhorn_plan
 from gti_nb.sid.residual import ResidualQuantizer, cluster_codebooks, diversity_loss, nearest_codes, reseed_dead, start_codebooks
 from gti_nb.sid.rqvae import RQVAE
@@ -128,9 +128,14 @@ def foreign(folder: Path) -> None:
     (folder / "rqvae.json").write_text('{"schema": 1}')
 
 
+def touched(folder: Path) -> None:
+    path = folder / "rqvae.json"
+    path.write_text(path.read_text().replace('"epoch": 4', '"epoch": 5'))
+
+
 def edit(folder: Path, **fields) -> None:
     path = folder / "rqvae.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    write_sealed(path, {**json.loads(path.read_text()), **fields})
 
 
 def nan(folder: Path) -> None:
@@ -164,6 +169,7 @@ def half_way(tmp_path_factory) -> Path:
         (newer, "schema 2, this version reads 1"),
         (no_json, "not valid JSON"),
         (foreign, "does not describe an RQ-VAE"),
+        (touched, "not what was written"),
         (nan, "encoder.0.weight holds NaN"),
     ],
 )

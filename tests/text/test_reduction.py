@@ -37,6 +37,14 @@ def test_a_map_on_disk(tmp_path):
     (tmp_path / "map.safetensors").write_bytes((tmp_path / "map.safetensors").read_bytes()[:-3])
     with pytest.raises(GTIError, match="cannot be read as a linear map"):
         LinearMap.load(tmp_path / "map.safetensors")
+    mapping.save(tmp_path / "flip.safetensors")
+    whole = (tmp_path / "flip.safetensors").read_bytes()
+    (tmp_path / "flip.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(GTIError, match="its values are not those that were written"):
+        LinearMap.load(tmp_path / "flip.safetensors")
+    LinearMap(mapping.mean[:-1], mapping.matrix).save(tmp_path / "odd.safetensors")
+    with pytest.raises(GTIError, match="got shapes"):
+        LinearMap.load(tmp_path / "odd.safetensors")
     LinearMap(mapping.mean * float("nan"), mapping.matrix).save(tmp_path / "nan.safetensors")
     with pytest.raises(GTIError, match="NaN or infinity"):
         LinearMap.load(tmp_path / "nan.safetensors")

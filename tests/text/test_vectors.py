@@ -1,11 +1,14 @@
 "text.vectors: the real encoder against sentence-transformers' own way, the cache, two processes, and texts nobody expects."
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from gti_nb.assets import asset_path, load_base, tiny_tokenizer
@@ -186,7 +189,7 @@ def test_only_new_texts_are_encoded(tiny, cache, encoded):
     assert torch.equal(encode_text(["b", "a film", "b"], tiny, progress=False), old[[1, 0, 1]])
     more = encode_text(["c", "a film"], tiny, progress=False)
     assert encoded == ["a film", "b", "c"] and torch.equal(more[1], old[0])
-    assert {f.suffix for f in cache.rglob("*") if f.is_file()} == {".safetensors"}
+    assert {f.suffix for f in cache.rglob("*") if f.is_file()} == {".json", ".safetensors"}
 
 
 def test_what_is_cached_needs_no_encoder(tiny, cache, monkeypatch):
@@ -196,10 +199,6 @@ def test_what_is_cached_needs_no_encoder(tiny, cache, monkeypatch):
 
 
 def test_other_settings_are_other_vectors(tiny, cache, encoded, tmp_path):
-    import shutil
-
-    import safetensors.torch
-
     for options in ({}, dict(precision="bf16"), dict(max_tokens=8)):
         encode_text(["a film"], tiny, progress=False, **options)
     other = tmp_path / "other"
@@ -233,6 +232,58 @@ def test_damaged_files_are_computed_again(tiny, cache, encoded, damage, capsys):
     damage(next(cache.rglob("*.safetensors")))
     assert torch.equal(encode_text(["a film"], tiny, progress=False), wanted) and len(encoded) == 2
     assert torch.equal(encode_text(["a film"], tiny, progress=False), wanted)
+
+
+def replaced(cache, change):
+    "Replace the one file of a cache by another, under the name that its content gives it."
+    (file,) = cache.rglob("*.safetensors")
+    held = safetensors.torch.load(file.read_bytes())
+    data = safetensors.torch.save(held | {name: make(held[name]) for name, make in change.items()})
+    file.unlink()
+    (file.parent / f"{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"vectors": lambda v: v * float("nan")}, "not all of length 1"),
+        ({"vectors": lambda v: v * float("inf")}, "not all of length 1"),
+        ({"vectors": lambda v: v * 0}, "not all of length 1"),
+        ({"vectors": lambda v: torch.nn.functional.normalize(v[:, :5])}, "5 dimensions, those of this encoder have 32"),
+        ({"vectors": lambda v: torch.nn.functional.normalize(torch.cat([v, v], 1))}, "64 dimensions"),
+        ({"vectors": lambda v: v.double()}, "does not hold keys and vectors"),
+        ({"vectors": lambda v: v[:0]}, "does not hold keys and vectors"),
+        ({"keys": lambda k: k[:, :31].contiguous()}, "does not hold keys and vectors"),
+    ],
+)
+def test_vectors_that_the_encoder_cannot_have_made_are_computed_again(tiny, cache, encoded, capsys, change, says):
+    wanted = encode_text(["a film", "b"], tiny, progress=False)
+    encoded.clear()
+    replaced(cache, change)
+    assert torch.equal(encode_text(["a film", "b"], tiny, progress=False), wanted) and sorted(encoded) == ["a film", "b"]
+    assert says in capsys.readouterr().out
+    encoded.clear()
+    assert torch.equal(encode_text(["a film", "b"], tiny, progress=False), wanted) and not encoded
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_text("{"), lambda f: f.write_text('{"width": 5, "seal": ""}')])
+def test_without_the_right_width_no_vector_is_taken(tiny, cache, encoded, damage):
+    wanted = encode_text(["a film"], tiny, progress=False)
+    damage(next(cache.rglob("about.json")))
+    for _ in range(2):
+        assert torch.equal(encode_text(["a film"], tiny, progress=False), wanted)
+    assert encoded == ["a film"] * 2
+
+
+def test_another_state_of_an_encoder_is_another_encoder(tiny, cache, encoded, tmp_path):
+    shutil.copytree(tiny, tmp_path / "mine")
+    encode_text(["a film"], tmp_path / "mine", progress=False)
+    settings = next((tmp_path / "mine").rglob("config.json"))
+    times = settings.stat()
+    settings.write_text(settings.read_text().replace("\n", " ", 1))
+    os.utime(settings, ns=(times.st_atime_ns, times.st_mtime_ns))
+    encode_text(["a film"], tmp_path / "mine", progress=False)
+    assert encoded == ["a film"] * 2
 
 
 def test_a_cache_that_cannot_be_written(tiny, tmp_path, monkeypatch, capsys):
