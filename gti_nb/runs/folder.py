@@ -64,7 +64,8 @@ class Run:
 _RECORD = {
     **dict.fromkeys(("pipeline", "key", "notebook_hash", "error", "study", "arm", "started", "ended", "host"), str | None),
     **dict.fromkeys(("git", "gpu", "tokens_dir", "base"), str | None),
-    **dict.fromkeys(("seconds", "heartbeat", "process_started"), float | None),
+    **dict.fromkeys(("seconds", "heartbeat"), float | None),
+    "process_started": str | float | None,  # a number in records of earlier versions
     **dict.fromkeys(("parameters", "versions"), dict),
     **dict.fromkeys(("metrics", "hashes", "stages"), dict | None),
     "status": str,

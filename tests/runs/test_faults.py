@@ -164,7 +164,7 @@ def test_a_linked_run_folder_is_the_folder_it_leads_to(tmp_path):
     "name, message",
     [
         ("x" * 300, "the folder's name has 300 bytes, allowed are 200"),
-        (b"caf\xff", "bytes that are no text"),
+        (b"caf\xff", "not UTF-8 text"),
         ("file", "it is a file, expected a folder"),
         ("locked", "locked.lock: a symbolic link"),
     ],

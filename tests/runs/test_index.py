@@ -124,7 +124,7 @@ def test_what_a_terminal_would_obey_is_shown(outputs):
     [
         (["run", "train", "-p", "init", b"m\xff"], "not UTF-8"),
         (["runs", b"\xff"], "not UTF-8"),
-        (["show", "x" * 300], "longer than the file system allows"),
+        (["show", "x" * 300], "too long for the file system"),
         (["runs", "x" * 300], "no such folder"),
         (["study", "x" * 300], "no such file"),
         (["run", "x" * 300 + ".ipynb"], "no such notebook"),
