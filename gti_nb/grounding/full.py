@@ -22,6 +22,7 @@ from .check import check_lengths, check_pairs, refuse_pairs
 from .loss import pair_size, read_whole, scored_positions
 from .pairs import GroundingPairs, encode_pairs
 from .stage import GroundingConfig, heldout_loss, heldout_sample, pair_schedule, stage_checkpoints, stage_settings
+from ..model.attention import products
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops, target_loss
 from ..prompts import keep_date
@@ -120,7 +121,8 @@ def ground_full(
     checkpoints = stage_checkpoints(extended, pairs, config, out_dir, force)
     autocast = pick_dtype(config.precision, extended.device) == torch.bfloat16
     settings = stage_settings("grounding_full", extended, config, progress, autocast)
-    run = train_stage(loss, batches, _groups(extended, config), settings, checkpoints, callbacks)
+    with products(extended.model):
+        run = train_stage(loss, batches, _groups(extended, config), settings, checkpoints, callbacks)
 
     heldout |= dict(after=_evaluate(loss, held, len(pairs.heldout)), pairs=dict(evaluated=len(held), held_out=len(pairs.heldout)))
     if not rows_train and extended.pretrained_hash(backbone=False) != before:

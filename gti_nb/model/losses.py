@@ -20,9 +20,15 @@ from .rows import SplitHead
 from .split import SplitModel
 
 # %% ../../nbs/06_model/06_losses.ipynb #30c9e432
-def _logit_gradient(z: torch.Tensor, lse: torch.Tensor, targets: torch.Tensor, slope: torch.Tensor | float | None) -> torch.Tensor:
-    "Gradient of the summed cross entropy at the raw logits [block, vocabulary]; written over `z`."
-    p = z.sub_(lse).exp_()
+def _softmax(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Softmax of logits [block, vocabulary], written over `z`, and the log of its normalizer [block, 1]."
+    most = z.amax(1, keepdim=True)
+    total = z.sub_(most).exp_().sum(1, keepdim=True)
+    return z.div_(total), most + total.log()
+
+
+def _logit_gradient(p: torch.Tensor, targets: torch.Tensor, slope: torch.Tensor | float | None) -> torch.Tensor:
+    "Gradient of the summed cross entropy at the raw logits [block, vocabulary]; written over their softmax `p`."
     p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
     if slope is not None:
         p *= slope
@@ -46,15 +52,18 @@ class _FrozenHeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), block):
             part = slice(start, start + block)
             h, t = hidden[part], targets[part, None]
-            logits = torch.cat([F.linear(h, pretrained, pretrained_bias), F.linear(h, rows, bias)], 1)
-            z, slope = rule.with_slope(logits.float())  # [block, vocabulary]
-            lse = z.logsumexp(1, keepdim=True)
-            losses = (lse - z.gather(1, t)).squeeze(1)
+            logits = torch.empty(len(h), n_pretrained + len(rows), dtype=torch.float32, device=h.device)
+            logits[:, :n_pretrained] = F.linear(h, pretrained, pretrained_bias)
+            logits[:, n_pretrained:] = F.linear(h, rows, bias)
+            z, slope = rule.with_slope(logits)  # [block, vocabulary]
+            own = z.gather(1, t)
+            p, lse = _softmax(z)
+            losses = (lse - own).squeeze(1)
             each[part] = losses
             total += losses.sum()
             if grad_hidden is None or grad_new is None:
                 continue
-            p = _logit_gradient(z, lse, t, slope)
+            p = _logit_gradient(p, t, slope)
             if grad_bias is not None:
                 grad_bias += p[:, n_pretrained:].sum(0)
             p = p.to(h.dtype)
@@ -84,7 +93,7 @@ def target_losses(
         return each.mean(), each.detach()
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else pretrained.dtype
-    frozen = pretrained.to(dtype), None if bias is None else bias.to(dtype)
+    frozen = head.rows.frozen(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(kind, enabled=False):
         total, each = _FrozenHeadLoss.apply(hidden.to(dtype), head.rows.new, head.new_bias, *frozen, targets, head.rule, block)
     return total / len(targets), each

@@ -6,6 +6,8 @@
 __all__ = ['SplitRows', 'SplitEmbedding', 'SplitHead', 'trained_rows']
 
 # %% ../../nbs/06_model/01_rows.ipynb #2c1193b4
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,11 +26,25 @@ class SplitRows(nn.Module):
         super().__init__()
         self.pretrained = nn.Parameter(pretrained.detach().clone(), requires_grad=False)
         self.new = nn.Parameter(new.detach().float().clone())
+        self._cast: tuple[Any, torch.Tensor] | None = None  # the last result of `frozen`, and what it was made from
 
     @property
     def weight(self) -> torch.Tensor:
         "The rows as one matrix `[n_pretrained + n_new, d]` in the dtype of the pretrained rows."
         return torch.cat([self.pretrained, self.new.to(self.pretrained.dtype)])
+
+    def frozen(
+        self,
+        dtype: torch.dtype,  # of the result
+    ) -> torch.Tensor:  # [n_pretrained, d], without gradient
+        "The pretrained rows in a dtype; a copy is kept until they change."
+        rows = self.pretrained.detach()
+        if rows.dtype == dtype:
+            return rows
+        source = (rows.data_ptr(), self.pretrained._version, rows.device, dtype)
+        if self._cast is None or self._cast[0] != source:
+            self._cast = (source, rows.to(dtype))
+        return self._cast[1]
 
 # %% ../../nbs/06_model/01_rows.ipynb #1e1a1754
 class SplitEmbedding(nn.Module):

@@ -22,6 +22,7 @@ from ..core import GTIError, content_hash, pick_dtype, with_bars
 from ..core import progress as progress_bar
 from ..core.folders import finish_checkpoints, patiently, remove_folder
 from ..data.splits import Split
+from ..model.attention import products
 from ..model.extended import ExtendedModel
 from ..model.losses import stage_flops
 from ..prompts import keep_date
@@ -250,7 +251,8 @@ def _run(
         return step_part(batches[step], part, parts)
 
     own = [training.best] if training.best else []
-    return train_stage(training.loss, part_of, training.groups, settings, checkpoints, [*own, *callbacks])
+    with products(extended.model):
+        return train_stage(training.loss, part_of, training.groups, settings, checkpoints, [*own, *callbacks])
 
 # %% ../../nbs/11_sft/10_stage.ipynb #86af4156
 def _check_call(extended: ExtendedModel, config: SFTConfig, validate: Callable | None) -> None:

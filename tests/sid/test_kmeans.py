@@ -264,6 +264,7 @@ def test_settings_refused(settings, message):
         RQKMeans(**settings)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     x = topical(2000, 32, 100)
