@@ -62,6 +62,7 @@ ROOMS = {
     "decode": "the catalogue as a tree, and exact search in it",
     "evaluate": "metrics, intervals, tests and classical baselines",
     "probe": "what a start, or a grounded row, is worth before any fine-tuning",
+    "recommend": "a trained model in use: a history or a query in, items out",
     "figures": "results as plotly figures",
     "runs": "run folders, papermill and studies",
     "explore": "widgets",

@@ -76,6 +76,8 @@ def save(
     found.per_user.to_parquet(folder / "per_user.parquet")
     if found.per_user_sid is not None:
         found.per_user_sid.to_parquet(folder / "per_user_sid.parquet")
+    if found.ranked is not None:
+        found.ranked.to_parquet(folder / "lists.parquet", index=False)
     write_json(folder / "losses.json", self.losses)
     for stage, diagnosis in self.diagnostics.items():
         save_diagnostics(diagnosis, folder / "diagnostics" / f"{stage}.json")
@@ -95,7 +97,7 @@ def save(
         facts=self.facts,
         config=asdict(self.config),
     )
-    tables = [folder / name for name in ("losses.json", "per_user.parquet", "per_user_sid.parquet")]
+    tables = [folder / name for name in ("losses.json", "per_user.parquet", "per_user_sid.parquet", "lists.parquet")]
     hashes = {file.name: file_hash(file) for file in tables if file.is_file()}
     write_sealed(folder / "metrics.json", numbers | {"files": hashes})
     return folder
@@ -156,6 +158,7 @@ def load(
         per_user_sid=pd.read_parquet(folder / "per_user_sid.parquet") if saved["sid_metrics"] else None,
         slices=_table(saved["slices"]),
         agreement=_table(saved["agreement"]),
+        ranked=pd.read_parquet(folder / "lists.parquet") if (folder / "lists.parquet").exists() else None,
         seconds=saved["stages"]["evaluation"]["seconds"],
         tokens=saved["stages"]["evaluation"]["tokens"],
     )

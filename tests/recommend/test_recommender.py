@@ -6,18 +6,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gti_nb.arm import train_arm
 from gti_nb.assets import load_base
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.data.queries import load_queries
+from gti_nb.evaluate.evaluation import EvaluationConfig
 from gti_nb.evaluate.model import evaluate_model, query_set, user_set
 from gti_nb.initializers.registry import initialize
 from gti_nb.model.extended import ExtendedModel
 from gti_nb.recommend.recommender import Recommender
 from gti_nb.recommend.setup import RecommenderSetup
+from gti_nb.result import ArmResult
+from gti_nb.settings import ArmConfig
+from gti_nb.sft.config import SFTConfig
 from gti_nb.sid.codes import SemanticIds
 from gti_nb.sid.kmeans import RQKMeans
 from gti_nb.text import encode_text
+from gti_nb.tokenize import tokenize
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,24 @@ def test_lists_are_those_of_the_evaluation(recommender, movies, task):
     assert len(frame) == 2000
     assert (frame.item_id.to_numpy().reshape(100, 20) == ids[found.items.numpy()]).all()
     assert np.allclose(frame.score.to_numpy().reshape(100, 20), found.scores.numpy(), atol=1e-4)
+
+
+def test_a_run_keeps_its_lists_and_its_model_gives_them_again(tmp_path):
+    tokens = tokenize("toy", tmp_path / "tokens", levels=2, codes=8, progress=False)
+    config = ArmConfig(
+        base="tiny-llama", sft=SFTConfig(steps=3, batch_size=4), evaluation=EvaluationConfig(history=7, beams=12), save_model=True
+    )
+    result = train_arm(tokens, config, tmp_path / "arm", progress=False)
+    kept = pd.read_parquet(tmp_path / "arm" / "lists.parquet")
+    assert kept.equals(ArmResult.load(tmp_path / "arm").evaluation.ranked) and kept.equals(result.evaluation.ranked)
+    one = Recommender.from_run(tmp_path / "arm", device="cpu")
+    assert (one.setup.history, one.setup.beams, one.setup.encoder) == (7, 12, "all-minilm-l6-v2")
+    ids, split = one.items.item_id.to_numpy(), tokens.dataset.split(max_history=7)
+    histories = {str(u): ids[split.past(u, "test")].tolist() for u in kept.user.unique()}
+    frame = one.recommend_all(histories, k=12)
+    assert frame.item_id.tolist() == kept.item_id.tolist()
+    assert np.allclose(frame.score, kept.score, atol=1e-4)
+    assert one.add_items(pd.DataFrame({"item_id": ["new"], "title": ["The Worst Waiter in Paris"]})).semantic_id[0]
 
 
 def test_filters_hold_inside_the_search(recommender, movies):
