@@ -55,7 +55,7 @@ def test_every_field_of_a_section_can_be_set_as_an_entry(spec, section):
     [
         (dict(sft={"packing": "1024"}), "packing: got '1024'"),
         (dict(sft={"packing": True}), "packing: got True"),
-        (dict(sft={"weight_decay": "1e-3"}), "write 1.0e-3"),
+        (dict(sft={"weight_decay": "1e-3"}), "write the number 1e-3 without quotes"),
         (dict(sft={"lr_scheduler_type": "cosin"}), "did you mean 'cosine'"),
         (dict(sft={"tasks": ["retreival"]}), "did you mean 'retrieval'"),
         (dict(sft={"weights": {"retrieval": "much"}}), "weights"),
