@@ -53,7 +53,7 @@ def load_catalogue(
             raise GTIError(f"{', '.join(asked)}: this data set is loaded already; pass them to load_dataset")
         return data
     if loading.items is None and is_query_folder(data):
-        other = [name for name in asked if name not in ("columns", "delimiter")]
+        other = [name for name in asked if name not in ("columns", "delimiter", "quoting")]
         if other:
             raise GTIError(f"{data}: {', '.join(other)}: for histories, but these are queries; leave them out")
         return load_queries(data, **asked)

@@ -6,9 +6,20 @@
 __all__ = []
 
 # %% ../../nbs/00_core/08___init__.ipynb #eac1dc96
-from .checks import GTIError, check_choice, check_fields, check_int, check_range, check_type, printable, short_repr
+from gti_nb.core.checks import (
+    GTIError,
+    check_choice,
+    check_fields,
+    check_int,
+    check_range,
+    check_text,
+    check_type,
+    printable,
+    short_repr,
+    whole_text,
+)
 from .contents import cache_dir, changed_files, check_seal, path_hash, path_hashes, write_sealed
-from .files import atomic_dir, disk_error, file_hash, write_atomic, write_json
+from .files import atomic_dir, disk_error, file_hash, user_path, write_atomic, write_json
 from .hashes import content_hash
 from .records import RecordError, check_plain, check_record, parse_json, parse_yaml, read_json, read_yaml
 from .runtime import bars, counted, explain_memory, pick_device, pick_dtype, progress, seed_everything, with_bars
@@ -28,6 +39,7 @@ __all__ = [
     "check_range",
     "check_record",
     "check_seal",
+    "check_text",
     "check_type",
     "content_hash",
     "counted",
@@ -46,6 +58,8 @@ __all__ = [
     "read_yaml",
     "seed_everything",
     "short_repr",
+    "user_path",
+    "whole_text",
     "with_bars",
     "write_atomic",
     "write_json",

@@ -7,6 +7,7 @@ __all__ = ['plain_text', 'python_literal', 'amazon_pair', 'amazon_2023_tables', 
 
 # %% ../../nbs/03_data/02_amazon.ipynb #63ff06a6
 import ast
+import csv
 import gzip
 import html
 import itertools
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from ..assets import cache_dir
 from gti_nb.core import (
@@ -38,7 +38,7 @@ from gti_nb.core import (
     write_sealed,
 )
 from .columns import INTERACTION_READERS, read_columns, read_items, read_pair
-from .tables import not_utf8, read_table
+from .tables import Expansion, check_columns, not_utf8, read_table, text_frame
 
 # %% ../../nbs/03_data/02_amazon.ipynb #4a29d893
 _INLINE = "a|abbr|b|big|code|em|font|i|s|small|span|strike|strong|sub|sup|tt|u"
@@ -62,12 +62,15 @@ def plain_text(
     return " ".join(text.split())
 
 # %% ../../nbs/03_data/02_amazon.ipynb #94ffe59e
-def _parts(value: Any) -> Iterator[str]:
+def _parts(value: Any, depth: int = 0) -> Iterator[str]:
     "The texts in a text, a list of texts or a list of lists."
+    if depth > 20:
+        raise ValueError("holds lists nested more than 20 deep")
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
-        yield from itertools.chain.from_iterable(map(_parts, value))
+        for part in value:
+            yield from _parts(part, depth + 1)
 
 
 def _flat(value: Any) -> list[str]:
@@ -107,7 +110,7 @@ def python_literal(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python warns about unknown backslash escapes
             return ast.literal_eval(text.strip())
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as e:
+    except (SyntaxError, TypeError, RecursionError, MemoryError, ValueError) as e:
         raise ValueError from e
 
 
@@ -134,28 +137,27 @@ def _products(lines: Iterable[tuple[int, str]], key: str, wanted: set[str], path
             continue
         record = _record(line, f"{path}: line {number}")
         if isinstance(record.get(key), str) and record[key] in wanted:
-            found.append(_product(record, record[key]))
+            try:
+                found.append(_product(record, record[key]))
+            except ValueError as e:
+                raise GTIError(f"{path}: line {number} {e}") from None
     return found
 
 # %% ../../nbs/03_data/02_amazon.ipynb #929387bd
 _MAX_LINE = 2**24  # bytes
-_MAX_EXPANSION = 200  # unpacked size divided by packed size
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     "Number and bytes of every line of a file, packed with gzip or not, within the limits."
-    size = path.stat().st_size
-    total = 0
+    expansion = Expansion(path)
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
         for number in itertools.count(1):
             line = f.readline(_MAX_LINE + 1)
-            total += len(line)
+            expansion.add(len(line))
             if not line:
                 return
             if len(line) > _MAX_LINE:
                 raise GTIError(f"{path}: line {number} is longer than {_MAX_LINE:,} bytes; refused")
-            if total > max(_MAX_EXPANSION * size, 2**26):
-                raise GTIError(f"{path}: unpacks to more than {_MAX_EXPANSION} times its {size:,} bytes; refused")
             yield number, line
 
 
@@ -182,10 +184,10 @@ def _reviews(path: Path, fields: dict[str, str] = _REVIEW_FIELDS) -> pd.DataFram
             continue
         record = _record(line, f"{path}: line {number}")
         for name, field in fields.items():
-            if record.get(field) in (None, ""):
+            if name != "rating" and record.get(field) in (None, ""):
                 raise GTIError(f"{path}: line {number} has no {field!r}")
-            cells[name].append(record[field])
-    return pd.DataFrame(cells)
+            cells[name].append(record.get(field))
+    return pd.DataFrame(cells, dtype=object)
 
 
 def amazon_pair(
@@ -197,7 +199,7 @@ def amazon_pair(
     items = _products(_lines(meta), "asin", set(events.item_id), meta)
     if not items:
         raise GTIError(f"{meta}: none of the {events.item_id.nunique():,} products of {reviews.name} is in it")
-    return read_pair(pd.DataFrame(items), events, names=(str(meta), str(reviews)))
+    return read_pair(pd.DataFrame(items, dtype=object), events, names=(str(meta), str(reviews)))
 
 # %% ../../nbs/03_data/02_amazon.ipynb #cec64990
 _AMAZON_2023 = "hf://datasets/McAuley-Lab/Amazon-Reviews-2023"
@@ -234,16 +236,15 @@ def _amazon_2023_files(category: str, core: str, root: str) -> tuple[str, str]:
     return f"{root}/raw/meta_categories/meta_{category}.jsonl", f"{root}/benchmark/{core}/rating_only/{category}.csv"
 
 # %% ../../nbs/03_data/02_amazon.ipynb #2bc1cd21
-def _stream(builder: str, path: str, batch: int, **options: Any) -> Iterator[pa.Table]:
-    "A file, local or on the hub, in batches, through a builder of `datasets`."
+def _stream(path: str, batch: int) -> Iterator[str]:
+    "The lines of a file, local or on the hub, fetched in batches by `datasets`."
     import datasets
 
     try:
         with tempfile.TemporaryDirectory() as scratch:  # the builder needs a folder, and the one in the user's home may be read-only
-            rows = datasets.load_dataset(
-                builder, data_files=path, split="train", streaming=True, encoding="utf-8-sig", cache_dir=scratch, **options
-            )
-            yield from rows.with_format("arrow").iter(batch_size=batch)
+            rows = datasets.load_dataset("text", data_files=path, split="train", streaming=True, encoding="utf-8-sig", cache_dir=scratch)
+            for lines in rows.with_format("arrow").iter(batch_size=batch):
+                yield from lines["text"].to_pylist()
     except UnicodeDecodeError as e:
         raise GTIError(f"{path}: not UTF-8 text ({e})") if "://" in path else not_utf8(Path(path)) from None
     except Exception as e:
@@ -252,21 +253,35 @@ def _stream(builder: str, path: str, batch: int, **options: Any) -> Iterator[pa.
         raise GTIError(f"{path}: could not be read: {why[:200]}{hint}") from e
 
 
+def _rating_rows(path: str, lines: Iterable[str]) -> Iterator[list[str]]:
+    "The cells of every line of a csv file, the header first; blank lines are skipped."
+    width = 0  # cells of the header
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            cells = next(csv.reader([line], strict=True)) if '"' in line else line.split(",")
+        except csv.Error as e:
+            raise GTIError(f"{path}: line {number} cannot be read: {e}") from None
+        width = width or len(cells)
+        if len(cells) != width:
+            raise GTIError(f"{path}: line {number} has {len(cells)} cells, the header has {width}")
+        yield cells
+
+
 def _amazon_2023_streams(meta: str, ratings: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The items and interactions of a category, from its two files."
-    from datasets import Features, Value
-
-    columns = Features({c: Value("string") for c in ("user_id", "parent_asin", "rating", "timestamp")})
-    batches = [batch.to_pandas() for batch in _stream("csv", ratings, 100_000, features=columns, keep_default_na=False)]
-    if not batches:
+    rows = _rating_rows(ratings, _stream(ratings, 100_000))
+    events = text_frame(rows, next(rows, []))
+    if not len(events):
         raise GTIError(f"{ratings}: no rows")
-    events = pd.concat(batches, ignore_index=True)
-    lines = (line for batch in _stream("text", meta, 1000) for line in batch["text"].to_pylist())
-    numbered = enumerate(progress(lines, desc="reading", enabled=True if "://" in meta else None, unit="products"), 1)
+    check_columns(events, ("user_id", "parent_asin", "rating", "timestamp"), ratings)
+    lines = progress(_stream(meta, 1000), desc="reading", enabled=True if "://" in meta else None, unit="products")
+    numbered = enumerate(lines, 1)
     items = _products(numbered, "parent_asin", set(events.parent_asin), meta)
     if not items:
         raise GTIError(f"{meta}: none of the {events.parent_asin.nunique():,} products of the interactions is in it")
-    return read_pair(pd.DataFrame(items), events, {"item_id": ["item_id", "parent_asin"]}, names=(meta, ratings))
+    return read_pair(pd.DataFrame(items, dtype=object), events, {"item_id": ["item_id", "parent_asin"]}, names=(meta, ratings))
 
 # %% ../../nbs/03_data/02_amazon.ipynb #f6f0451d
 def _cache_entry(category: str, core: str, files: tuple[str, str]) -> Path:
@@ -323,7 +338,7 @@ def amazon_2023_products(
     items = _products(_lines(meta), "parent_asin", wanted, meta)
     if not items:
         raise GTIError(f"{meta}: none of the {len(wanted):,} products of the interactions is in it")
-    return pd.DataFrame(items)
+    return pd.DataFrame(items, dtype=object)
 
 
 def amazon_2023_pair(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import GTIError
+from ..core import GTIError, user_path
 from .columns import ColumnNames, check_column_names, id_column, read_columns, read_items, text_column
 from .published_files import part_name
 from .query_tables import QREL_READERS
@@ -21,7 +21,7 @@ def is_beir(
     folder: str | Path,  # a folder
 ) -> bool:
     "Whether a folder is laid out like the data sets of BEIR."
-    return all((Path(folder) / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
+    return all((user_path(folder) / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
 
 
 def _corpus(path: Path, columns: ColumnNames) -> pd.DataFrame:
@@ -42,15 +42,15 @@ def _queries(path: Path) -> pd.DataFrame:
 _JUDGED = {"query_id": ["query-id", "query_id"], "item_id": ["corpus-id", "item_id"]}
 
 
-def _judgements(path: Path, delimiter: str | None) -> pd.DataFrame:
+def _judgements(path: Path, delimiter: str | None, quoting: str | None) -> pd.DataFrame:
     "[query_id, item_id, relevance, split] of one file of judgements."
     part = part_name(path.stem)
     if part is None:
         raise GTIError(f"{path}: is named after no part; allowed: train, valid or dev, test")
-    frame = read_table(path, delimiter)
+    frame = read_table(path, delimiter, quoting)
     graded = [name for name in ("score", "relevance") if name in frame]
     usual = _JUDGED | {"relevance": graded[0] if graded else None}
-    judged = read_columns(frame, path, QREL_READERS, {"relevance"}, usual, delimiter)
+    judged = read_columns(frame, path, QREL_READERS, {"relevance"}, usual, delimiter, quoting)
     return judged.assign(split=part) if graded else judged.assign(relevance=1.0, split=part)
 
 
@@ -58,14 +58,15 @@ def read_beir(
     folder: str | Path,  # with corpus.jsonl, queries.jsonl and the folder qrels
     columns: ColumnNames | None = None,  # the package's column name -> that of the corpus, such as {"title": "name"}
     delimiter: str | None = None,  # of the judgements; None goes by the suffix
+    quoting: str | None = None,  # of the judgements, as `read_table` takes it
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # items, queries with their split, judgements [query_id, item_id, relevance]
     "Items, queries and judgements of a data set in BEIR's form; a query without judgements is left to cleaning."
-    folder = Path(folder)
+    folder = user_path(folder)
     check_column_names(columns or {}, ())
     files = [p for p in sorted((folder / "qrels").glob("*")) if p.suffix.lower() in (".tsv", ".csv", ".jsonl", ".parquet")]
     if not files:
         raise GTIError(f"{folder / 'qrels'}: no judgements in it, expected files such as train.tsv and test.tsv")
-    judged = pd.concat([_judgements(path, delimiter) for path in files], ignore_index=True)
+    judged = pd.concat([_judgements(path, delimiter, quoting) for path in files], ignore_index=True)
     parts = judged[["query_id", "split"]].drop_duplicates()
     twice = parts.query_id[parts.query_id.duplicated()]
     if len(twice):

@@ -13,9 +13,10 @@ from typing import Self
 
 import pandas as pd
 
-from ..core import GTIError, atomic_dir, changed_files, check_seal, path_hashes, read_json, write_sealed
+from ..core import GTIError, atomic_dir, changed_files, check_seal, check_text, path_hashes, read_json, whole_text, write_sealed
 from .cleaning import report_table
 from .columns import ITEM_COLUMNS
+from .tables import read_table
 
 # %% ../../nbs/03_data/14_catalogue.ipynb #7e19bc24
 def one_line(
@@ -36,7 +37,12 @@ def item_columns(
     if missing:
         raise GTIError(f"{owner}: items lack the columns {missing}")
     brand = [c for c in ["brand"] if c in items.columns]
-    return items[[*ITEM_COLUMNS, *brand]].reset_index(drop=True)
+    known = items[[*ITEM_COLUMNS, *brand]].reset_index(drop=True)
+    for column in known:
+        for row, text in enumerate(known[column].tolist(), 1):
+            if isinstance(text, str) and text != whole_text(text):
+                check_text(f"{owner}: items, column {column!r}, row {row}", text)
+    return known
 
 # %% ../../nbs/03_data/14_catalogue.ipynb #cb016345
 class Catalogue:
@@ -148,9 +154,9 @@ def read_saved(
     if changed:
         raise GTIError(f"{folder}: damaged, {changed[0]}; the files were changed after saving")
     try:
-        frames = [pd.read_parquet(folder / f"{name}.parquet") for name in tables]
-    except (OSError, ValueError) as e:
-        raise GTIError(f"{folder}: damaged, {str(e).splitlines()[0]}") from e
+        frames = [read_table(folder / f"{name}.parquet") for name in tables]
+    except GTIError as e:
+        raise GTIError(f"{folder}: damaged, {e}") from e
     for (name, columns), frame in zip(tables.items(), frames, strict=True):
         missing = [c for c in columns if c not in frame]
         if missing:

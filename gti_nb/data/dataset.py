@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .. import core
-from ..core import GTIError, check_choice, check_fields
+from ..core import GTIError, check_choice, check_fields, check_text, user_path
 from . import splits, time_splits
 from .catalogue import Catalogue, check_hash, item_columns, items_hash_parts, read_saved, save_tables
 from .cleaning import Policies, clean_items, clean_tables, warn_of_loss
@@ -25,6 +25,7 @@ from .published_files import PUBLISHED_COLUMNS, PublishedFiles, read_published
 from .questions import Questions, check_questions, published_rows
 from .sources import published_source, read_source
 from .splits import Split
+from .tables import QUOTING
 
 # %% ../../nbs/03_data/15_dataset.ipynb #593e81c1
 @dataclass(repr=False)
@@ -65,6 +66,7 @@ def _check_users(data: RecDataset) -> None:
         raise GTIError(f"RecDataset: {len(data.user_ids)} user ids for {len(data.sequences)} sequences")
     if data.timestamps is not None and [len(t) for t in data.timestamps] != [len(s) for s in data.sequences]:
         raise GTIError("RecDataset: timestamps and sequences differ in length")
+    check_text("RecDataset: user id", data.user_ids)
     idle = [user for user, items in zip(data.user_ids, data.sequences, strict=True) if not len(items)]
     if idle:
         raise GTIError(f"RecDataset: {len(idle)} users have no event (first: {idle[0]!r}); leave them out")
@@ -193,29 +195,30 @@ def load_dataset(
     repeats: str = "first",  # a user takes an item again: "first" keeps the first event, "all" keeps every event
     ties: str = "file",  # order of a user's events at the same time: "file" as the rows, "hash" the same for every order of the rows
     max_events: int | None = None,  # only this many latest events of each user are kept; None keeps all
+    quoting: str | None = None,  # of delimited files: "csv" or "none", as `read_table` takes it; None refuses stray quotes
 ) -> RecDataset:
     "Load and clean a data set; its `report` says what was dropped."
     policies = Policies(k_core, min_rating, repeats, ties, max_events)
     if (items is None) != (interactions is None):
         raise GTIError(f"load_dataset: {'items' if items is None else 'interactions'} is missing, pass both tables")
-    saved = Path(name_or_path).expanduser()
+    saved = user_path(name_or_path)
     if items is None and (saved / "dataset.json").is_file():
-        return _load_saved(saved, policies, columns, delimiter)
+        return _load_saved(saved, policies, bool(columns or delimiter or quoting))
     if items is None and (files := published_source(name_or_path)):
-        return _load_published(files, saved.absolute().name, policies, columns, delimiter)
+        return _load_published(files, saved.absolute().name, policies, columns, delimiter, quoting)
     if items is None or interactions is None:
-        item_table, event_table, name = read_source(name_or_path, columns, delimiter)
+        item_table, event_table, name = read_source(name_or_path, columns, delimiter, quoting)
     else:
-        item_table, event_table = read_pair(items, interactions, columns, delimiter)
+        item_table, event_table = read_pair(items, interactions, columns, delimiter, quoting=quoting)
         name = Path(items).stem if isinstance(items, (str, Path)) else "tables"
     clean = clean_tables(item_table, event_table, policies, name)
     return RecDataset(clean.items, clean.sequences, clean.user_ids, clean.times, clean.report, name, asdict(policies))
 
 
-def _load_saved(folder: Path, policies: Policies, columns: ColumnNames | None, delimiter: str | None) -> RecDataset:
+def _load_saved(folder: Path, policies: Policies, described: bool) -> RecDataset:
     "A saved data set, refused when policies are asked for that differ from the defaults and from its own."
-    if columns or delimiter:
-        raise GTIError(f"{folder}: a saved data set has known columns; leave columns and delimiter out")
+    if described:
+        raise GTIError(f"{folder}: a saved data set has known columns; leave columns, delimiter and quoting out")
     data = RecDataset.load(folder)
     other = []
     for policy in fields(policies):
@@ -237,13 +240,15 @@ def _takes_again(sequences: list[np.ndarray], asked: Questions) -> bool:
     return any((h[:, None] == t).any() for h, t in zip(asked.histories, asked.targets, strict=True))
 
 
-def _load_published(files: PublishedFiles, name: str, policies: Policies, columns: ColumnNames | None, delimiter: str | None) -> RecDataset:
+def _load_published(
+    files: PublishedFiles, name: str, policies: Policies, columns: ColumnNames | None, delimiter: str | None, quoting: str | None
+) -> RecDataset:
     "A data set with the split that was published with it."
     kept = Policies(k_core=policies.k_core if policies.k_core == 0 else 5, repeats=policies.repeats)
     other = [f"{f.name}={getattr(policies, f.name)!r}" for f in fields(policies) if getattr(policies, f.name) != getattr(kept, f.name)]
     if other:
         raise GTIError(f"{name}: {', '.join(other)}: a published split is kept as it is; leave the argument out")
-    item_table, parts = read_published(files, columns, delimiter)
+    item_table, parts = read_published(files, columns, delimiter, quoting)
     report: dict[str, int] = {"items in the table": len(item_table)}
     items = clean_items(item_table, report)
     found = published_rows(parts, items.item_id.tolist())
@@ -270,11 +275,13 @@ class Loading:
     repeats: str = "first"  # a user takes an item again: "first" keeps the first event, "all" keeps every event
     ties: str = "file"  # order of a user's events at the same time: "file" as the rows, "hash" the same for every order of the rows
     max_events: int | None = None  # only this many latest events of each user are kept; None keeps all
+    quoting: str | None = None  # of delimited files: "csv" or "none", as `read_table` takes it; None refuses stray quotes
 
     def __post_init__(self):
         check_fields(self)
         Policies(self.k_core, self.min_rating, self.repeats, self.ties, self.max_events)
         _check_columns(self.columns)
+        check_choice("quoting", self.quoting, QUOTING)
         if self.delimiter is not None and len(self.delimiter) != 1:
             raise GTIError(f"delimiter: got {self.delimiter!r}, allowed: one character, such as ',', ';', '|' or '\\t'")
         if (self.items is None) != (self.interactions is None):

@@ -6,14 +6,15 @@
 __all__ = ['GENRES', 'natural_title', 'film_table', 'read_movielens_csv', 'read_movielens_dat', 'read_movielens_100k']
 
 # %% ../../nbs/03_data/03_movielens.ipynb #d4af70b3
-import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from ..core import GTIError
 from .columns import read_pair
+from .tables import text_frame
 
 # %% ../../nbs/03_data/03_movielens.ipynb #e5b02ff1
 _ARTICLES = "The|An|A|Les|Le|La|L'|Il|Lo|I|Gli|El|Los|Las|Der|Die|Das|Den|Ein|Eine|Det|De|Het|O|Os|Un|Une"
@@ -73,12 +74,19 @@ def _read_dat(path: Path, columns: list[str], sep: str = "::") -> pd.DataFrame:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip() and line.count(sep) != len(columns) - 1:
-            raise GTIError(f"{path}: line {number} does not have {len(columns)} cells separated by {sep!r} ({', '.join(columns)})")
     if not text.strip():
         raise GTIError(f"{path}: empty file")
-    return pd.read_csv(io.StringIO(text.replace(sep, "\x1f")), sep="\x1f", names=columns, dtype=str, quoting=3, keep_default_na=False)
+    return text_frame(_dat_rows(path, text, columns, sep), columns)
+
+
+def _dat_rows(path: Path, text: str, columns: list[str], sep: str) -> Iterator[list[str]]:
+    "The cells of every line that is not blank."
+    for number, line in enumerate(text.split("\n"), 1):
+        cells = line.removesuffix("\r").split(sep)
+        if line.strip():
+            if len(cells) != len(columns):
+                raise GTIError(f"{path}: line {number} does not have {len(columns)} cells separated by {sep!r} ({', '.join(columns)})")
+            yield cells
 
 
 def read_movielens_dat(

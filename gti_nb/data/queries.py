@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .. import core
-from ..core import GTIError, check_choice
+from ..core import GTIError, check_choice, check_text, user_path
 from .beir import is_beir, read_beir
 from .catalogue import Catalogue, check_hash, item_columns, items_hash_parts, read_saved, save_tables
 from .cleaning import warn_of_loss
@@ -66,6 +66,8 @@ def _check_queries(data: QueryDataset) -> None:
     twice = data.queries.query_id[data.queries.query_id.duplicated()]
     if len(twice):
         raise GTIError(f"QueryDataset: query id {twice.iloc[0]!r} occurs more than once")
+    check_text("QueryDataset: query id", data.queries.query_id.tolist())
+    check_text("QueryDataset: query", data.queries["query"].tolist())
     for part in data.queries.split.unique():
         check_choice("split", part, PARTS)
 
@@ -170,15 +172,16 @@ def load_queries(
     valid_share: float = 0.1,  # share of the distinct queries for validation, where there is no column `split`
     test_share: float = 0.1,  # share for the test
     seed: int = 0,  # of that division
+    quoting: str | None = None,  # of delimited files: "csv" or "none", as `read_table` takes it; None refuses stray quotes
 ) -> QueryDataset:
     "Load and clean items, queries and judgements; its `report` says what was dropped."
     if (items is None) != (queries is None):
         raise GTIError(f"load_queries: {'items' if items is None else 'queries'} is missing, pass both tables")
-    if items is None and (Path(name_or_path) / "dataset.json").is_file():
-        return QueryDataset.load(name_or_path)
-    name = "tables" if items is not None else Path(name_or_path).absolute().name
+    if items is None and (user_path(name_or_path) / "dataset.json").is_file():
+        return QueryDataset.load(user_path(name_or_path))
+    name = "tables" if items is not None else user_path(name_or_path).absolute().name
     report: dict[str, int] = {}
-    tables = _read_tables(name_or_path, (items, queries, qrels), columns, delimiter)
+    tables = _read_tables(name_or_path, (items, queries, qrels), columns, delimiter, quoting)
     items, queries, judged = clean_query_tables(*tables, report)
     if not len(queries):
         counts = "; ".join(f"{k}: {v}" for k, v in report.items() if v)
@@ -197,16 +200,17 @@ def _read_tables(
     given: tuple[TableSource | None, TableSource | None, TableSource | None],
     columns: ColumnNames | None,
     delimiter: str | None,
+    quoting: str | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "Items, queries and judgements from tables, or from what a name or a folder leads to."
     items, queries, qrels = given
     if items is not None and queries is not None:
-        return read_query_tables(items, queries, qrels, columns, delimiter)
+        return read_query_tables(items, queries, qrels, columns, delimiter, quoting)
     if name_or_path == "toy":
-        return read_query_tables(*toy_queries(), columns, delimiter)
+        return read_query_tables(*toy_queries(), columns, delimiter, quoting)
     if is_beir(name_or_path):
-        return read_beir(name_or_path, columns, delimiter)
-    return read_query_tables(*find_query_tables(name_or_path), columns, delimiter)
+        return read_beir(name_or_path, columns, delimiter, quoting)
+    return read_query_tables(*find_query_tables(name_or_path), columns, delimiter, quoting)
 
 # %% ../../nbs/03_data/18_queries.ipynb #55a588f4
 @patch

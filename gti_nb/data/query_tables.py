@@ -13,18 +13,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import GTIError, check_choice, check_range
-from .cleaning import clean_items, drop_rows
-from .columns import BadCell, ColumnNames, TableSource, check_column_names, id_column, read_columns, read_items, text_column
-from .published_files import id_list_column, part_name
+from ..core import GTIError, check_choice, check_range, short_repr, user_path
+from .cleaning import clean_items, count_broken, drop_rows
+from gti_nb.data.columns import (
+    BadCell,
+    ColumnNames,
+    TableSource,
+    check_column_names,
+    id_column,
+    number_column,
+    read_columns,
+    read_items,
+    text_column,
+)
+from .published_files import id_list_column, is_missing, part_name
 
 # %% ../../nbs/03_data/16_query_tables.ipynb #9e6f0abb
 def _relevance_column(column: pd.Series) -> np.ndarray:
     "Grades as floats."
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy("float64", na_value=np.nan)
+    numbers = number_column(column).to_numpy("float64", na_value=np.nan)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
-        raise BadCell(bad, f"is {column.tolist()[bad[0]]!r}, expected a number")
+        raise BadCell(bad, f"is {short_repr(column.tolist()[bad[0]], 60)}, expected a number")
     return numbers
 
 
@@ -33,7 +43,7 @@ def _part_column(column: pd.Series) -> np.ndarray:
     parts = [part_name(text) for text in text_column(column)]
     bad = [i for i, part in enumerate(parts) if part is None]
     if bad:
-        raise BadCell(bad, f"is {column.iloc[bad[0]]!r}, expected train, valid or test")
+        raise BadCell(bad, f"is {short_repr(column.iloc[bad[0]], 60)}, expected train, valid or test")
     return np.array(parts, dtype=object)
 
 # %% ../../nbs/03_data/16_query_tables.ipynb #1421a61e
@@ -54,12 +64,12 @@ def _judgements_in(queries: pd.DataFrame) -> pd.DataFrame:
             "queries: neither a table of judgements (qrels=...) nor a column 'item_ids'; one of them has to say which items answer a query"
         )
     first = queries.query_id.where(~queries.query_id.duplicated())  # the list of a second row with the same id belongs to no query
-    lists = queries.assign(query_id=first)[["query_id", "item_ids"]].explode("item_ids").dropna(subset="item_ids")
+    pairs = [(query, item) for query, items in zip(first, queries.item_ids, strict=True) for item in items if not is_missing(item)]
     try:
-        ids = id_column(lists.item_ids.reset_index(drop=True))
+        ids = id_column(pd.Series([item for _, item in pairs], dtype=object))
     except BadCell as e:
-        raise GTIError(f"queries, column 'item_ids': query {lists.query_id.iloc[e.row]!r} {e.problem}") from None
-    return pd.DataFrame({"query_id": lists.query_id.to_numpy(), "item_id": ids, "relevance": 1.0})
+        raise GTIError(f"queries, column 'item_ids': query {pairs[e.row][0]!r} {e.problem}") from None
+    return pd.DataFrame({"query_id": [query for query, _ in pairs], "item_id": ids, "relevance": 1.0})
 
 
 def read_query_tables(
@@ -68,15 +78,16 @@ def read_query_tables(
     qrels: TableSource | None = None,  # the judgements; None: the queries have a column `item_ids`
     columns: ColumnNames | None = None,  # the package's column name -> the tables' column name; None leaves a column out
     delimiter: str | None = None,  # of delimited files; None goes by the suffix
+    quoting: str | None = None,  # of delimited files: "csv" or "none", as `read_table` takes it; None refuses stray quotes
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # items, queries, judgements [query_id, item_id, relevance]
     "The three tables under the package's column names."
     check_column_names(columns or {}, {*_QUERY_READERS, *QREL_READERS})
-    item_table = read_items(items, "items", columns, delimiter)
+    item_table = read_items(items, "items", columns, delimiter, quoting)
     wanted = {name: reader for name, reader in _QUERY_READERS.items() if name != "item_ids" or qrels is None}
-    query_table = read_columns(queries, "queries", wanted, _OPTIONAL, columns, delimiter)
+    query_table = read_columns(queries, "queries", wanted, _OPTIONAL, columns, delimiter, quoting)
     if qrels is None:
         return item_table, query_table, _judgements_in(query_table)
-    judged = read_columns(qrels, "qrels", QREL_READERS, _OPTIONAL, columns, delimiter)
+    judged = read_columns(qrels, "qrels", QREL_READERS, _OPTIONAL, columns, delimiter, quoting)
     return item_table, query_table, judged if "relevance" in judged else judged.assign(relevance=1.0)
 
 # %% ../../nbs/03_data/16_query_tables.ipynb #29061c60
@@ -117,6 +128,7 @@ def clean_query_tables(
     rows = _clean_judgements(items, queries, judged, report)
     answered = np.bincount(rows["query"], minlength=len(queries)) > 0
     queries = drop_rows(queries, ~answered, report, "queries dropped: no relevant item").reset_index(drop=True)
+    count_broken(queries[["query"]], report, "queries")
     report["queries kept: same words as another"] = int(pd.Series(same_text(queries["query"])).duplicated(keep=False).sum())
     return items, queries, rows.assign(query=(np.cumsum(answered) - 1)[rows["query"]])
 
@@ -158,14 +170,17 @@ def is_query_folder(
     folder: object,  # a path, or anything else
 ) -> bool:
     "Whether this is a folder with queries."
-    return isinstance(folder, (str, Path)) and Path(folder).is_dir() and any(f.stem == "queries" for f in Path(folder).iterdir())
+    if not isinstance(folder, (str, Path)):
+        return False
+    path = user_path(folder)
+    return path.is_dir() and any(f.stem == "queries" for f in path.iterdir())
 
 
 def find_query_tables(
     folder: str | Path,  # with items.*, queries.* and, unless the queries have lists, qrels.*
 ) -> tuple[Path, Path, Path | None]:  # items, queries, judgements
     "The files of a folder."
-    path = Path(folder)
+    path = user_path(folder)
     if not path.exists():
         check_choice("query data set (and no such folder)", str(folder), ["toy"])
     if not path.is_dir():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import GTIError, content_hash
+from ..core import GTIError, check_text, content_hash
 
 # %% ../../nbs/03_data/09_questions.ipynb #d20b6411
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ def check_questions(
     sizes = {len(questions.parts), len(questions.user_ids), len(questions.histories), len(questions.targets)}
     if len(sizes) > 1:
         raise GTIError(f"{where}: questions of different numbers of parts, users, histories and targets: {sorted(sizes)}")
+    check_text(f"{where}: user id of a question", questions.user_ids)
     wrong = sorted(set(questions.parts) - {"valid", "test"})
     if wrong:
         raise GTIError(f"{where}: questions of the part {wrong[0]!r}, allowed: 'valid', 'test'")

@@ -32,9 +32,9 @@ def _categories(text: str) -> str:
     return ", ".join(filter(None, (part.strip(" []'\"") for part in parts)))
 
 # %% ../../nbs/03_data/04_recbole.ipynb #f736e095
-def _atomic_columns(item: Path, columns: ColumnNames | None, delimiter: str | None) -> dict:
+def _atomic_columns(item: Path, columns: ColumnNames | None, delimiter: str | None, quoting: str | None) -> dict:
     "The column names given by the user, completed by the usual names that the item table has."
-    present = read_table(item, delimiter).columns
+    present = read_table(item, delimiter, quoting).columns
     names = dict(columns or {})
     for name, usual in _USUAL_NAMES.items():
         found = [u for u in usual if u in present]
@@ -42,7 +42,7 @@ def _atomic_columns(item: Path, columns: ColumnNames | None, delimiter: str | No
             names.setdefault(name, found[0])
     for name in ("title", "description"):
         given = names.get(name)
-        if given is not None and not isinstance(given, str):  # alternatives: the first one present
+        if isinstance(given, (list, tuple)):  # alternatives: the first one present
             names[name] = next((theirs for theirs in given if theirs in present), given)
     if names.get("title") == "movie_title" and "release_year" in present and "description" not in present:
         names.setdefault("description", "release_year")
@@ -60,10 +60,11 @@ def read_recbole_items(
     item: Path,  # <Name>.item
     columns: ColumnNames | None = None,  # the package's column name -> the table's; a list: the first one present; None: leave it out
     delimiter: str | None = None,  # None is a tab
+    quoting: str | None = None,  # "csv": quotes enclose cells; None: they are ordinary characters
 ) -> pd.DataFrame:  # [item_id, title, description, categories], and brand where the table has it
     "The items of RecBole's atomic files; films get natural titles."
-    names = _atomic_columns(item, columns, delimiter)
-    items = read_items(item, "items", names, delimiter)
+    names = _atomic_columns(item, columns, delimiter, quoting)
+    items = read_items(item, "items", names, delimiter, quoting)
     items["categories"] = items.categories.map(_categories)
     if names.get("title") != "movie_title":
         return items
@@ -80,11 +81,12 @@ def read_recbole(
     inter: Path,  # <Name>.inter
     columns: ColumnNames | None = None,  # the package's column name -> the table's; a list: the first one present; None: leave it out
     delimiter: str | None = None,  # None is a tab
+    quoting: str | None = None,  # "csv": quotes enclose cells; None: they are ordinary characters
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # items, interactions
     "RecBole's atomic files (Zhao et al., 2021)."
     check_column_names(columns or {}, INTERACTION_READERS)
-    items = read_recbole_items(item, columns, delimiter)
-    return items, read_columns(inter, "interactions", INTERACTION_READERS, columns=columns, delimiter=delimiter)
+    items = read_recbole_items(item, columns, delimiter, quoting)
+    return items, read_columns(inter, "interactions", INTERACTION_READERS, columns=columns, delimiter=delimiter, quoting=quoting)
 
 # %% ../../nbs/03_data/04_recbole.ipynb #456c715f
 def movielens_tables() -> tuple[pd.DataFrame, pd.DataFrame]:  # items, interactions

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import GTIError, check_choice
+from ..core import GTIError, check_choice, user_path
 from .amazon import amazon_2023_pair, amazon_2023_tables, amazon_pair
 from .columns import ColumnNames, read_pair
 from .lcrec import read_lcrec
@@ -34,7 +34,7 @@ class Layout:
     items: str  # file name of the item table, such as "meta_<Name>.json[.gz]"
     interactions: str  # file name of the interactions
     read: Callable[..., tuple[pd.DataFrame, pd.DataFrame]]  # (items path, interactions path, options below) -> items, interactions
-    columns: tuple[str, ...] | None = ()  # which column names may be mapped; None: all of them, and a delimiter may be given too
+    columns: tuple[str, ...] | None = ()  # which column names may be mapped; None: all, and delimiter and quoting may be given too
 
     def __str__(self) -> str:
         return f"{self.name} ({self.items} + {self.interactions})"
@@ -43,11 +43,12 @@ class Layout:
         self,
         columns: ColumnNames | None,  # as given by the user
         delimiter: str | None,  # likewise
+        quoting: str | None,  # likewise
     ) -> list[str]:  # names of options
         "The options that this layout does not take."
         if self.columns is None:
             return []
-        return [c for c in columns or {} if c not in self.columns] + (["delimiter"] if delimiter else [])
+        return [c for c in columns or {} if c not in self.columns] + ["delimiter"] * bool(delimiter) + ["quoting"] * bool(quoting)
 
 # %% ../../nbs/03_data/10_sources.ipynb #0ca33ee1
 LAYOUTS = [
@@ -132,7 +133,7 @@ def published_source(
     name_or_path: str | Path,  # as `read_source` takes it; or, where a folder has several published splits, the folder and a name in it
 ) -> PublishedFiles | None:  # None where it is something else
     "The files of the published split that a path leads to."
-    folder, called = Path(name_or_path).expanduser(), ""
+    folder, called = user_path(name_or_path), ""
     if not folder.exists():
         folder, called = folder.parent, folder.name
     if not folder.is_dir() or folder == Path("."):
@@ -167,16 +168,18 @@ def _read_named(source: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     return *amazon_2023_tables(*source.split("/")[1:]), source.replace("/", "-")
 
 
-def _read_folder(folder: Path, columns: ColumnNames | None, delimiter: str | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def _read_folder(
+    folder: Path, columns: ColumnNames | None, delimiter: str | None, quoting: str | None
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     "A data set in a folder of a known layout."
     layout, items, interactions = _recognise(folder)
-    refused = layout.refused(columns, delimiter)
+    refused = layout.refused(columns, delimiter, quoting)
     if refused:
         raise GTIError(
             f"{folder}: {refused[0]}: a folder of {layout.name} has known columns; "
             "leave it out, or pass the files as items=..., interactions=..."
         )
-    given = {k: v for k, v in {"columns": columns, "delimiter": delimiter}.items() if v}
+    given = {k: v for k, v in {"columns": columns, "delimiter": delimiter, "quoting": quoting}.items() if v}
     try:
         return *layout.read(items, interactions, **given), folder.absolute().name
     except OSError as e:
@@ -187,14 +190,15 @@ def read_source(
     name_or_path: str | Path = "movielens-100k",  # "movielens-100k", "toy", "amazon-2023/<Category>", or a folder in one of `LAYOUTS`
     columns: ColumnNames | None = None,  # the package's column name -> the table's, where the layout does not fix them
     delimiter: str | None = None,  # of delimited files; None goes by the suffix
+    quoting: str | None = None,  # of delimited files: "csv" or "none", as `read_table` takes it; None refuses stray quotes
 ) -> tuple[pd.DataFrame, pd.DataFrame, str]:  # items and interactions (columns as `read_pair` gives them), name
     "Read a data set by its name, or from a folder as its makers publish it."
     source = str(name_or_path)
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     is_amazon = source.split("/")[0] == "amazon-2023" and not path.exists()
     if source in ("toy", "movielens-100k") or is_amazon:
-        if columns or delimiter:
-            raise GTIError(f"{source}: its columns are known, leave columns and delimiter out")
+        if columns or delimiter or quoting:
+            raise GTIError(f"{source}: its columns are known, leave columns, delimiter and quoting out")
         return _read_named(source)
     if not path.exists():
         check_choice("data set (and no such folder)", source, NAMES)
@@ -204,4 +208,4 @@ def read_source(
         raise GTIError(f"{path}: a file, expected a folder; single files go as items=..., interactions=...")
     if published_source(path):
         raise GTIError(f"{path}: a published split; load_dataset reads it")
-    return _read_folder(path, columns, delimiter)
+    return _read_folder(path, columns, delimiter, quoting)

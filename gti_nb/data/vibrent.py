@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import GTIError, check_choice
 from .amazon import python_literal
 from .columns import read_pair
-from .tables import read_table, row_and_line
+from .tables import check_columns, read_table, row_and_line
 
 # %% ../../nbs/03_data/06_vibrent.ipynb #d9544495
 _STOCK = re.compile(r"^(?:(?:out of stock|for sale|sold out|sold|not available|unavailable)\s*[-–—:]\s+)+", re.IGNORECASE)
@@ -65,9 +65,7 @@ def read_vibrent(
     "Outfits, or groups of them, and rentals dated by their first day."
     by = check_choice("columns: item_id of Vibrent", (columns or {}).get("item_id", "id"), ["id", "group"])
     frame = read_table(outfits, ";")
-    missing = [c for c in _COLUMNS if c not in frame]
-    if missing:
-        raise GTIError(f"{outfits}: no column {missing[0]!r}, it has: {', '.join(map(repr, frame.columns))}")
+    check_columns(frame, _COLUMNS, outfits)
     tags = _tags(frame, outfits)
     frame["title"] = frame["name"].fillna("").str.replace(_STOCK, "", regex=True)
     for name, kind in {"categories": "Category", "brand": "Brand"}.items():

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ..core import GTIError
+from ..core import GTIError, whole_text
 
 # %% ../../nbs/07_prompts/00_text.ipynb #0be050e0
 def _unspaced(spec: Any) -> Any:
@@ -83,7 +83,7 @@ def encode_text_only(
         raise GTIError(f"text: got {type(text).__name__}, expected str")
     known = _known(tokenizer)
     core = known.inside if inside and known.inside is not None else tokenizer.backend_tokenizer
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = whole_text(text)
     if core.normalizer is not None:
         text = core.normalizer.normalize_str(text)
     pieces = [(text, None)] if core.pre_tokenizer is None else core.pre_tokenizer.pre_tokenize_str(text)

@@ -216,7 +216,7 @@ def test_amazon_2023_is_streamed_by_datasets_once(mirror, monkeypatch):
     first = amazon_2023_tables("Gift_Cards", root=mirror)
     again = amazon_2023_tables("Gift_Cards", root=str(mirror))
     assert calls == [
-        ("csv", True, f"{mirror}/benchmark/5core/rating_only/Gift_Cards.csv"),
+        ("text", True, f"{mirror}/benchmark/5core/rating_only/Gift_Cards.csv"),
         ("text", True, f"{mirror}/raw/meta_categories/meta_Gift_Cards.jsonl"),
     ]
     assert all(a.equals(b) for a, b in zip(first, again, strict=True))
@@ -273,11 +273,13 @@ META, CORE = "raw/meta_categories/meta_Gift_Cards.jsonl", "benchmark/5core/ratin
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({CORE: RATINGS.replace("4.0", "good")}, "Gift_Cards.csv, column 'rating': row 3 is 'good'"),
+        ({CORE: RATINGS.replace("B2,5.0", "B2")}, "Gift_Cards.csv: line 2 has 3 cells, the header has 4"),
+        ({CORE: RATINGS + "AE9,B2,1.0,5,6\n"}, "Gift_Cards.csv: line 5 has 5 cells, the header has 4"),
+        ({CORE: RATINGS + 'AE9,"B2,1.0,5\n'}, "Gift_Cards.csv: line 5 cannot be read"),
         ({CORE: RATINGS.replace("AE2,B1", ",B1")}, "Gift_Cards.csv, column 'user_id': row 3 has no id"),
-        ({CORE: RATINGS.replace("parent_asin", "asin")}, "Gift_Cards.csv: could not be read"),
+        ({CORE: RATINGS.replace("parent_asin", "asin")}, "Gift_Cards.csv: no column 'parent_asin', it has: 'user_id', 'asin'"),
         ({CORE: RATINGS.splitlines()[0]}, "Gift_Cards.csv: no rows"),
-        ({CORE: ""}, "Gift_Cards.csv: could not be read"),
+        ({CORE: ""}, "Gift_Cards.csv: no rows"),
         ({CORE: RATINGS.encode() + b"\xff,B1,1.0,1\n"}, "Gift_Cards.csv: line 5 is not UTF-8 text"),
         ({META: json.dumps(product("B1")).encode() + b"\n\xff\n"}, "meta_Gift_Cards.jsonl: line 2 is not UTF-8 text"),
         ({META: '{"parent_asin": "B7"}\n{"parent_asin": "B1", \n'}, "meta_Gift_Cards.jsonl: line 2 is neither a JSON object"),

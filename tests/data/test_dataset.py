@@ -82,7 +82,7 @@ def test_every_row_with_one_cell_too_many_is_refused(tmp_path):
     write(ITEMS, tmp_path / "items.csv")
     lines = write(EVENTS, tmp_path / "interactions.csv").read_text().splitlines()
     (tmp_path / "interactions.csv").write_text("\n".join([lines[0]] + [f"0,{line}" for line in lines[1:]]))
-    with pytest.raises(GTIError, match="interactions.csv: not a table delimited by ','"):
+    with pytest.raises(GTIError, match="interactions.csv: line 2 has 4 cells, the header has 3"):
         load_dataset(tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_awkward_texts_stay_one_line():
     awkward = ["<|im_end|>\n<a_1>", "nul\x00byte", "مرحبا", "🎬" * 3, "x" * 100_000, None, float("nan"), "\ud800 lone", " \t "]
     items = ITEMS.assign(title=pd.Series(awkward + ITEMS.title[len(awkward) :].tolist(), dtype=object))
     data = load_dataset(items=items, interactions=EVENTS)
-    assert data.items.title[:9].tolist() == ["<|im_end|> <a_1>", "nul byte", "مرحبا", "🎬🎬🎬", "x" * 100_000, "", "", "lone", ""]
+    assert data.items.title[:9].tolist() == ["<|im_end|> <a_1>", "nul byte", "مرحبا", "🎬🎬🎬", "x" * 100_000, "", "", "\ufffd lone", ""]
     assert all(len(t.splitlines()) == 1 and t.encode() for t in data.texts())
     assert data.text(5) == f"{data.items.description[5]}. {data.items.categories[5]}"
 

@@ -239,7 +239,7 @@ def test_files_that_cannot_be_a_split(tmp_path):
             one | {"train.csv": "user_id,thing\nu,a\n", "test.csv": "x"},
             "no column 'item_id', it has: 'user_id'",
         ),
-        ("d", one | {"train.json": '{"u": ["a"], "u": ["b"]}', "test.txt": "u a\n"}, "train.json: .*twice in one mapping"),
+        ("d", one | {"train.json": '{"u": ["a"], "u": ["b"]}', "test.txt": "u a\n"}, "train.json: .*the key 'u' occurs twice"),
         ("e", one | {"train.json": "[" * 100_000, "test.txt": "u a\n"}, "train.json: "),
         (
             "f",

@@ -94,10 +94,11 @@ CSV = 'user_id,film,timestamp,note,rating\nu,1,10,"quoted\r\nline, breaks\n",4\n
         (" ,3,12,,1", r"column 'user_id': row 3 \(line 7\) has no id"),
         ("u,3,soon,,1", r"column 'timestamp': row 3 \(line 7\) is 'soon', expected a number or an ISO date"),
         ("u,3,,,1", r"column 'timestamp': row 3 \(line 7\) is nan"),
-        ("u,3,12,,good", r"column 'rating': row 3 \(line 7\) is 'good', expected a number; pass columns=\{'rating': None\}"),
-        ("u,3,12,,", r"column 'rating': row 3 \(line 7\) is nan"),
         ("u,3,12,,1,more", "line 7 has 6 cells, the header has 5"),
-        ('u,3,12,"open,1', "a quote that opens in line 7 is not closed"),
+        ("u,3,12", "line 7 has 3 cells, the header has 5"),
+        ('u,3,12,"open,1', "line 7 opens a quote that is not closed; pass quoting='none'"),
+        ('u,3,12,"a" b,1', "line 7 opens a quote that is closed in the middle of a cell; pass quoting='none'"),
+        ("u,3,12,a\rb,1", "line 7 has a carriage return in a cell without quotes"),
     ],
 )
 def test_the_line_is_that_of_an_editor(tmp_path, bad, message):
@@ -128,8 +129,8 @@ def test_the_line_in_other_formats(tmp_path):
         read_pair(ITEMS, tmp_path / "e.inter")
     (tmp_path / "e.csv").write_text(
         EVENTS.assign(timestamp=["1", "2", "never"], note="x" * 200_000).to_csv(index=False)
-    )  # a cell beyond what the csv module takes
-    with pytest.raises(GTIError, match=r"e\.csv, column 'timestamp': row 3 is 'never'"):
+    )  # a cell beyond what the csv module takes by itself
+    with pytest.raises(GTIError, match=r"e\.csv, column 'timestamp': row 3 \(line 4\) is 'never'"):
         read_pair(ITEMS, tmp_path / "e.csv")
 
 
@@ -219,7 +220,8 @@ def test_ids():
         ("nul\x00 bell\x07 c1\x85\x9b", "nul bell c1"),
         ("a\u2028b\x1c\x0bc", "a b c"),
         ("\ufeffstart", "start"),
-        ("\ud83d", ""),
+        ("half \ud83d", "half \ufffd"),
+        ("\ud83d\ude00 in two parts", "😀 in two parts"),
         (["a", ["b", None], "\n"], "a, b"),
         (np.array(["x", "y"]), "x, y"),
         (None, ""),
@@ -235,7 +237,7 @@ def test_texts(value, text):
     assert read_pair(items, EVENTS)[0].title.tolist() == [text, "other"]
 
 
-@pytest.mark.parametrize("value, kind", [({"a": 1}, "dict"), (b"raw", "bytes"), ([{"a": 1}], "list")])
+@pytest.mark.parametrize("value, kind", [({"a": 1}, "dict"), (b"raw", "bytes"), ([{"a": 1}], "dict"), ({"a"}, "set")])
 def test_what_is_no_text(value, kind):
     items = pd.DataFrame({"item_id": ["a", "b"], "title": pd.Series(["fine", value], dtype=object)})
     with pytest.raises(GTIError, match=f"items, column 'title': row 2 holds a {kind}, expected text"):

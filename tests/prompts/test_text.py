@@ -36,7 +36,7 @@ def test_hostile_text_is_ordinary_tokens_that_say_the_same(kind, what):
 def test_a_long_text_and_broken_unicode(kind):
     tokenizer = family(kind)
     assert len(encode_text_only(tokenizer, "River " * 17_000, inside=True)) >= 17_000
-    assert tokenizer.decode(encode_text_only(tokenizer, "half \ud83d an emoji", inside=True)) == "half ? an emoji"
+    assert tokenizer.decode(encode_text_only(tokenizer, "half \ud83d an emoji", inside=True)) == "half � an emoji"
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"bytes", float("nan")])
