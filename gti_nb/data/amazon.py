@@ -10,11 +10,13 @@ import ast
 import csv
 import gzip
 import html
+import io
 import itertools
 import json
 import os
 import re
 import tempfile
+import tokenize
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,16 +104,30 @@ def _product(record: dict, item_id: str) -> dict[str, str]:
 _JSON = json.JSONDecoder(strict=False)  # accepts control characters inside texts
 
 
+_NO_COMMA = re.compile(r"""['"]\s+['"]""")
+
+
+def _joins_texts(text: str) -> bool:
+    "Whether two texts follow each other without a comma, as numpy prints arrays; Python would read them as one text."
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
+    return any(kind == following == tokenize.STRING for kind, following in itertools.pairwise(kinds))
+
+
 def python_literal(
     text: str,  # such as "{'asin': '0001'}"
 ) -> Any:  # the value
     "The value of a Python literal, read without running anything; `ValueError` for anything else."
+    text = text.strip()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python warns about unknown backslash escapes
-            return ast.literal_eval(text.strip())
-    except (SyntaxError, TypeError, RecursionError, MemoryError, ValueError) as e:
+            value = ast.literal_eval(text)
+        joins = _NO_COMMA.search(text) is not None and _joins_texts(text)
+    except (SyntaxError, tokenize.TokenError, TypeError, RecursionError, MemoryError, ValueError) as e:
         raise ValueError from e
+    if joins:
+        raise ValueError("texts without a comma between them")
+    return value
 
 
 def _record(line: str, where: str) -> dict:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import GTIError, check_choice, check_fields, check_int, check_range
+from ..core import GTIError, check_choice, check_fields, check_int, check_range, whole_text
 from .amazon import plain_text, python_literal
 from .columns import text_column
 
@@ -60,7 +60,7 @@ def _listed(text: str) -> list[str] | None:
         except (ValueError, RecursionError):
             continue
         if all(isinstance(part, str) for part in found):
-            return found
+            return [whole_text(part) for part in found]
     return None
 
 

@@ -37,15 +37,12 @@ def part_name(
     return name if name in PARTS else None
 
 # %% ../../nbs/03_data/08_published_files.ipynb #d4972da5
-_NO_COMMA = re.compile(r"""['"]\s+['"]""")  # between two texts, which Python joins to one
-
-
 def _printed_list(text: str) -> list:
     "A list as Python or JSON prints it; `ValueError` for anything else."
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        found = None if _NO_COMMA.search(text) else python_literal(text)
+        found = python_literal(text)
     if not isinstance(found, (list, tuple)):
         raise ValueError
     return list(found)
