@@ -329,5 +329,5 @@ def test_a_changed_question_changes_the_identity(tmp_path):
     assert len({data.content_hash, other.content_hash, without.content_hash}) == 3
     saved = data.save(tmp_path / "s")
     (saved / "questions.parquet").unlink()
-    with pytest.raises(GTIError, match="content hash"):
+    with pytest.raises(GTIError, match="damaged, questions.parquet is missing"):
         load_dataset(saved)

@@ -255,7 +255,7 @@ def test_save_and_load(tmp_path):
     grades = pd.read_parquet(tmp_path / "a" / "qrels.parquet")
     grades.loc[0, "relevance"] += 1
     grades.to_parquet(tmp_path / "a" / "qrels.parquet")
-    with pytest.raises(GTIError, match="content hash is .*, expected"):
+    with pytest.raises(GTIError, match="damaged, qrels.parquet has other bytes than were written"):
         load_queries(tmp_path / "a")
     (tmp_path / "a" / "qrels.parquet").write_bytes(b"PAR1")
     with pytest.raises(GTIError, match="damaged"):
