@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import GTIError, check_choice, check_fields, check_int, check_range, whole_text
-from .amazon import plain_text, python_literal
+from ..core.literals import python_literal
+from .amazon import plain_text
 from .columns import text_column
 
 # %% ../../nbs/03_data/11_cleaning.ipynb #73d9e1d8

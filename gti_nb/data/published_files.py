@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import GTIError, short_repr
-from .amazon import amazon_2023_products, python_literal
+from ..core.literals import python_literal
+from .amazon import amazon_2023_products
 from .columns import BadCell, ColumnName, ColumnNames, check_column_names, id_column, read_columns, read_items, time_column
 from .lcrec import json_value, read_item_json
 from .recbole import read_recbole_items

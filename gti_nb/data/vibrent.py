@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..core import GTIError, check_choice
-from .amazon import python_literal
+from ..core.literals import python_literal
 from .columns import read_pair
 from .tables import check_columns, read_table, row_and_line
 

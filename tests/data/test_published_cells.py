@@ -8,7 +8,7 @@ import pytest
 from data.folders import lay
 
 from gti_nb.core import GTIError
-from gti_nb.data.amazon import python_literal
+from gti_nb.core.literals import python_literal
 from gti_nb.data.cleaning import clean_items
 from gti_nb.data.dataset import Loading, load_dataset
 from gti_nb.data.queries import load_queries
