@@ -25,3 +25,16 @@ def test_every_link_leads_somewhere(root):
 def test_a_broken_link_would_be_seen(tmp_path):
     (tmp_path / "page.md").write_text("[there](page.md#part), [not there](gone.md), [elsewhere](https://example.org)")
     assert links(tmp_path / "page.md") == ["page.md", "gone.md"]
+
+
+def test_every_test_that_the_table_of_faults_names_exists(root):
+    named = re.findall(
+        r"`([\w/]+(?:\.py)?(?:::\w+)?)`", "".join(line for line in (root / "docs/faults.md").open() if line.startswith("| "))
+    )
+    assert len(named) > 50
+    for name in named:
+        file, _, test = name.partition("::")
+        path = root / "tests" / file
+        assert path.exists() and (not test or f"def {test}(" in path.read_text()), name
+    rows = re.findall(r"^\| (\d+) \|", (root / "docs/faults.md").read_text(), re.M)
+    assert rows == [str(n) for n in range(1, 30)]
