@@ -13,6 +13,7 @@ The way from data to metrics, one name per step:
     metrics, compare                means; differences with intervals and p-values
     diagnose                        what the new rows look like, in numbers
     train_arm                       all of it in one call (ArmConfig, ArmResult)
+    Recommender                     a trained model in use: a history or a query in, items out
 
 Every name is loaded when it is first used, so importing the package takes an instant.
 A chapter is a module: `gti_nb.sid.kmeans` is exported from the notebook of that name in nbs/05_sid.
@@ -47,6 +48,7 @@ _HOME = {
     "ArmConfig": "settings",
     "ArmResult": "result",
     "train_arm": "arm",
+    "Recommender": "recommend.recommender",
 }  # public name -> the chapter it lives in
 __all__ = [*_HOME, "__version__"]
 
@@ -66,6 +68,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds both lists equa
     from .initializers.registry import INITIALIZERS as INITIALIZERS
     from .initializers.registry import initialize as initialize
     from .model.extended import ExtendedModel as ExtendedModel
+    from .recommend.recommender import Recommender as Recommender
     from .result import ArmResult as ArmResult
     from .settings import ArmConfig as ArmConfig
     from .sft.config import SFTConfig as SFTConfig
