@@ -13,7 +13,18 @@ from typing import Any
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import GTIError, changed_files, check_seal, file_hash, read_json, write_json, write_sealed
+from gti_nb.core import (
+    GTIError,
+    changed_files,
+    check_record,
+    check_seal,
+    check_type,
+    file_hash,
+    from_record,
+    read_json,
+    write_json,
+    write_sealed,
+)
 from .diagnostics.summary import Diagnostics, load_diagnostics, save_diagnostics
 from .evaluate.evaluation import Evaluation, EvaluationConfig
 from .grounding.full import FullConfig
@@ -103,7 +114,7 @@ def save(
     return folder
 
 # %% ../nbs/17_result.ipynb #dc9f8f67
-def _config_from(record: dict) -> ArmConfig:
+def _config_from(record: dict, where: str) -> ArmConfig:
     "The settings as they were saved."
     kinds: dict[str, Any] = dict(
         pairs=PairsConfig,
@@ -113,8 +124,20 @@ def _config_from(record: dict) -> ArmConfig:
         sft=SFTConfig,
         evaluation=EvaluationConfig,
     )
-    values: dict[str, Any] = {k: kinds[k](**v) if k in kinds and v is not None else v for k, v in record.items()}
-    return ArmConfig(**values)
+    values = dict(record)
+    for name, kind in kinds.items():
+        if values.get(name) is not None:
+            values[name] = from_record(kind, values[name], f"{where}: {name}")
+    return from_record(ArmConfig, values, where)
+
+
+_SHAPE = {
+    **dict.fromkeys(("metrics", "sid_metrics", "lists", "start", "facts", "config"), dict),
+    **dict.fromkeys(("heldout", "grounding_quality", "validation"), dict | None),
+    **dict.fromkeys(("slices", "agreement"), list[dict] | None),
+    "stages": dict[str, dict],
+    "resumed": list[dict],
+}  # of metrics.json
 
 
 def read_format(
@@ -124,8 +147,8 @@ def read_format(
     path = Path(folder) / "metrics.json"
     if not path.is_file():
         raise GTIError(f"{folder}: no metrics.json, so not a finished arm; run it to its end")
-    saved = read_json(path)
-    version = saved.get("format", 1) if isinstance(saved, dict) else None
+    saved = read_json(path, "a finished arm", fields={}, max_bytes=2**28)
+    version = saved.get("format", 1)
     if version != FORMAT:
         raise GTIError(
             f"{folder}: an arm of format {version!r}, this version reads {FORMAT}; run it again, or use the version that made it"
@@ -134,7 +157,7 @@ def read_format(
     changed = changed_files(folder, saved.get("files", {}))  # none were kept by earlier versions
     if changed:
         raise GTIError(f"{folder}: {changed[0]}; the arm is damaged, run it again")
-    return saved
+    return check_record(saved, _SHAPE, path, unknown="ignore")
 
 # %% ../nbs/17_result.ipynb #d7fa40c6
 def _table(records: list[dict] | None) -> pd.DataFrame | None:
@@ -150,6 +173,10 @@ def load(
     "Read a finished arm."
     folder = Path(folder)
     saved = read_format(folder)
+    where = str(folder / "metrics.json")
+    stages = {name: from_record(StageCost, cost, f"{where}: stages: {name}") for name, cost in saved["stages"].items()}
+    if "evaluation" not in stages:
+        raise GTIError(f"{where}: stages: has no 'evaluation'; run the arm again")
     evaluation = Evaluation(
         metrics=saved["metrics"],
         per_user=pd.read_parquet(folder / "per_user.parquet"),
@@ -159,18 +186,17 @@ def load(
         slices=_table(saved["slices"]),
         agreement=_table(saved["agreement"]),
         ranked=pd.read_parquet(folder / "lists.parquet") if (folder / "lists.parquet").exists() else None,
-        seconds=saved["stages"]["evaluation"]["seconds"],
-        tokens=saved["stages"]["evaluation"]["tokens"],
+        seconds=stages["evaluation"].seconds,
+        tokens=stages["evaluation"].tokens,
     )
-    stages = {name: StageCost(**cost) for name, cost in saved["stages"].items()}
     diagnostics = {s: load_diagnostics(p) for s in stages if (p := folder / "diagnostics" / f"{s}.json").exists()}
     quality = saved["grounding_quality"]
     return cls(
-        config=_config_from(saved["config"]),
+        config=_config_from(saved["config"], f"{where}: config"),
         evaluation=evaluation,
         start=saved["start"],
         stages=stages,
-        losses=read_json(folder / "losses.json"),
+        losses=check_type(str(folder / "losses.json"), read_json(folder / "losses.json", max_bytes=2**30), list[dict]),
         diagnostics=diagnostics,
         heldout=saved["heldout"],
         grounding_quality=None if quality is None else pd.DataFrame.from_dict(quality, "index"),

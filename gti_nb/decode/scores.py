@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..core import GTIError, check_int, counted, explain_memory
+from ..core import GTIError, check_int, checked, counted, explain_memory
 from .beam import Beams, excluded_rows, largest_batch
 from .readers import Reader, check_finite
 from .selection import reading
@@ -53,6 +53,7 @@ class _Walk:
             reader.back(mark)
 
 # %% ../../nbs/12_decode/04_scores.ipynb #8f7086c9
+@checked
 @torch.no_grad()
 def score_all(
     extended: ExtendedModel,  # the model
@@ -77,6 +78,7 @@ def score_all(
     return out[:, trie.leaf_of.long()]
 
 # %% ../../nbs/12_decode/04_scores.ipynb #98a23ed3
+@checked
 def rank_all(
     scores: Tensor,  # of every item [n_prompts, n_items], from `score_all`
     trie: SidTrie,  # the tree that `score_all` was given

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from ..core import GTIError
+from ..core import GTIError, checked
 from .spectral import check_rows
 
 # %% ../../nbs/02_diagnostics/01_geometry.ipynb #62ef0579
@@ -81,6 +81,7 @@ class RSA(NamedTuple):
     reason: str  # why the correlations are undefined; empty when they are defined
 
 
+@checked
 def rsa(
     codebook: np.ndarray,  # codebook vectors of one level [K, d_l]
     rows: np.ndarray,  # rows of the same codes, in the same order [K, d]
@@ -141,6 +142,7 @@ def _permutation_p(
     return float((1 + sum(abs(r) >= abs(observed) - 1e-12 for r in found)) / (1 + permutations))
 
 # %% ../../nbs/02_diagnostics/01_geometry.ipynb #4a4b1ba5
+@checked
 def nearest_rows(
     rows: np.ndarray,  # the tokens asked about [n, d]
     reference: np.ndarray,  # the rows to search [m, d]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load, save
 
-from ..core import GTIError, changed_files, check_seal, file_hash, read_json, write_atomic, write_sealed
+from ..core import GTIError, changed_files, check_seal, checked, file_hash, read_json, write_atomic, write_sealed
 from .geometry import cosine_matrix, mean_cosine, mean_share, median_spread, rsa
 from .spectral import check_rows, spectral_summary
 
@@ -110,6 +110,7 @@ def _check_inputs(x: np.ndarray, reference: np.ndarray, sids: HasCodebooks | Non
         raise GTIError(f"rows: got {len(x)}, but the semantic IDs have {expected} tokens; pass the rows of exactly these tokens")
 
 # %% ../../nbs/02_diagnostics/02_summary.ipynb #839e4649
+@checked
 def diagnose(
     rows: Any,  # the new tokens' rows [n, d], array or tensor, ordered by level and code
     reference_rows: Any,  # the pretrained vocabulary's rows [m, d], array or tensor
@@ -160,10 +161,9 @@ def load_diagnostics(
 ) -> Diagnostics:  # with the same numbers, arrays and reasons
     "Read a diagnosis back; null becomes NaN."
     path = Path(path)
-    record = read_json(path)
+    shape = {"numbers": dict[str, float | None], "reasons": dict[str, str]}
+    record = read_json(path, "diagnostics", fields=shape, required=("numbers",), mend="expected a file that save_diagnostics wrote")
     arrays = path.with_suffix(".safetensors")
-    if not isinstance(record, dict) or "numbers" not in record:
-        raise GTIError(f"{path}: holds no diagnostics; expected a file that save_diagnostics wrote")
     check_seal(path, record)
     if not arrays.is_file():
         raise GTIError(f"{arrays}: missing, although {path.name} is there; diagnose the rows again")

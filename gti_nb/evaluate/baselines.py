@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ..core import GTIError, check_choice, check_int, check_range, counted, progress
+from ..core import GTIError, check_choice, check_int, check_range, checked, counted, progress
 from ..data.queries import QueryDataset
 from ..data.splits import Split
 
@@ -59,6 +59,7 @@ def item_counts(
     return np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=split.n_items)
 
 
+@checked
 def popularity(
     split: Split,  # of a data set
     which: str = "test",  # the held-out item to predict: "valid" or "test"
@@ -69,6 +70,7 @@ def popularity(
     return rank_items(split, which, width, lambda histories: np.tile(counts, (len(histories), 1)))
 
 
+@checked
 def repeat_last(
     split: Split,  # of a data set
     which: str = "test",  # the held-out item to predict: "valid" or "test"
@@ -109,6 +111,7 @@ def _voted(split: Split, which: str, width: int, near: sparse.csr_array, recent:
     return rank_items(split, which, width, score)
 
 
+@checked
 def transitions(
     split: Split,  # of a data set
     which: str = "test",  # the held-out item to predict: "valid" or "test"
@@ -145,6 +148,7 @@ def _shrunk_cosines(split: Split, shrink: float) -> sparse.csr_array:
     return sparse.coo_array((both.data[other] / (np.sqrt(users[i] * users[j]) + shrink), (i, j)), shape=both.shape).tocsr()
 
 
+@checked
 def item_knn(
     split: Split,  # of a data set
     which: str = "test",  # the held-out item to predict: "valid" or "test"
@@ -172,6 +176,7 @@ def _unit_rows(vectors: Any) -> Any:
     return normalize(rows)
 
 
+@checked
 def text_knn(
     split: Split,  # of a data set
     vectors: Any,  # of the items [n_items, d]: a tensor, an array or a sparse matrix
@@ -202,6 +207,7 @@ def _search_texts(queries: QueryDataset, asked: bool) -> list[str]:
     return [" ".join(parts) for parts in texts]
 
 
+@checked
 def tfidf_search(
     queries: QueryDataset,  # items and queries
     which: str = "test",  # the queries to answer: "train", "valid" or "test"

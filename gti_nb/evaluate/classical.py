@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import GTIError, check_choice
+from ..core import GTIError, check_choice, checked
 from ..data.splits import Split
 from .baselines import item_knn, popularity, repeat_last, text_knn, transitions
 from .sasrec import sasrec
@@ -26,6 +26,7 @@ COUNTING: dict[str, Callable[[Split, str, int], np.ndarray]] = {
 BASELINES = [*COUNTING, "text-knn", "sasrec"]
 
 
+@checked
 def baseline_lists(
     name: str,  # one of `BASELINES`
     split: Split,  # of a data set

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import DegenerateDataWarning, bootstrap, t
 
-from ..core import GTIError, check_choice, check_int, progress
+from ..core import GTIError, check_choice, check_int, checked, progress
 from .ranking import metric_columns
 
 # %% ../../nbs/13_evaluate/03_compare.ipynb #f2effbc4
@@ -164,6 +164,7 @@ def _checked_arms(
     return arms, metrics
 
 
+@checked
 def compare(
     frames: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],  # arm -> per-user frame, or one frame per seed; the same users everywhere
     baseline: str = "mean",  # the arm that all others are compared with

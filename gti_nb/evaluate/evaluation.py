@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import check_choice, check_fields, check_int, with_bars
+from ..core import check_choice, check_fields, check_int, checked, with_bars
 from ..data.splits import Split
 from ..decode.beam import Beams, beam_search
 from ..decode.scores import beam_agreement, rank_all, score_all
@@ -84,6 +84,7 @@ def ranked_lists(
     return pd.DataFrame({asked.kind: asked.names[row], "rank": place + 1, "item": items[row, place], "score": scores[row, place]})
 
 
+@checked
 @with_bars
 def evaluate(
     extended: ExtendedModel,  # the model; with semantic IDs

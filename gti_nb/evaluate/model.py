@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import GTIError, check_choice, check_int
+from ..core import GTIError, check_choice, check_int, checked
 from ..core import progress as progress_bar
 from ..data.queries import QueryDataset
 from ..data.splits import Split
@@ -57,6 +57,7 @@ def _draw(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rows, n, replace=False)) if 0 < n < len(rows) else rows
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #f3497cb0
+@checked
 def user_set(
     extended: ExtendedModel,  # for its tokenizer and the codes of the items
     split: Split,  # the same items; its `max_history` is the length of the prompts' histories
@@ -80,6 +81,7 @@ def user_set(
     return EvaluationSet("user", which, users, prompts, [split.answers(u, which) for u in users], exclude=exclude)
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #2f4914f5
+@checked
 def query_set(
     extended: ExtendedModel,  # for its tokenizer
     queries: QueryDataset,  # the same items
@@ -112,6 +114,7 @@ def required_sids(
     return extended.sids
 
 
+@checked
 def evaluate_model(
     extended: ExtendedModel,  # the model; with semantic IDs
     asked: EvaluationSet,  # from `user_set` or `query_set`
@@ -137,6 +140,7 @@ def evaluate_model(
     return found, evaluate_answers(found, asked.answers, ks, asked.names, measures)
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #59e5f488
+@checked
 def validation(
     extended: ExtendedModel,  # the model that trains
     asked: EvaluationSet,  # of the part "valid", or of users that are not in the test

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core import GTIError, check_choice, check_int, check_type
+from ..core import GTIError, check_choice, check_int, check_type, checked
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #e5e7d7e7
 class RankedLists(Protocol):
@@ -232,6 +232,7 @@ def evaluate_answers(
     return evaluate_queries(beams, answers, None, ks, users, measures).rename_axis("user")
 
 # %% ../../nbs/13_evaluate/00_ranking.ipynb #e87cf71d
+@checked
 def rank_by_score(
     scores: ArrayLike,  # [n, n_items], higher is better; -inf: not to be listed, such as items already seen
     width: int | None = None,  # places per list; None: all items

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import GTIError, check_choice, check_fields, check_int, check_range, pick_device
+from ..core import GTIError, check_choice, check_fields, check_int, check_range, checked, pick_device
 from ..core import progress as progress_bar
 from ..data.splits import Split
 from .baselines import item_counts, rank_items
@@ -159,6 +159,7 @@ def next_item_loss(
     return F.cross_entropy(hidden @ model.items.weight.T, targets[real].to(device))
 
 
+@checked
 def sasrec_lists(
     model: SASRec,  # trained
     split: Split,  # of the data set it was trained on
@@ -231,6 +232,7 @@ def _fit(model: SASRec, split: Split, sequences: list[np.ndarray], users: np.nda
     return pd.DataFrame(history).rename_axis("epoch")
 
 
+@checked
 def train_sasrec(
     split: Split,  # `train` is learned, `valid` decides when to stop, `test` is not read
     config: SASRecConfig | None = None,  # None: the defaults
@@ -255,6 +257,7 @@ def train_sasrec(
 GRID: list[dict[str, Any]] = [dict(layers=layers, dropout=dropout) for layers in (1, 2) for dropout in (0.2, 0.5)]
 
 
+@checked
 def tune_sasrec(
     split: Split,  # `train` is learned, `valid` decides, `test` is not read
     grid: Sequence[dict[str, Any]] | None = None,  # settings to try, fields of `SASRecConfig`; None: `GRID`
@@ -282,6 +285,7 @@ def tune_sasrec(
     return best, pd.DataFrame(rows)
 
 
+@checked
 def sasrec(
     split: Split,  # of a data set
     which: str = "test",  # the held-out item to predict: "valid" or "test"

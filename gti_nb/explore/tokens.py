@@ -7,7 +7,6 @@ __all__ = ['TokenMap', 'nearest_pretrained', 'nearest_tokens', 'find_tokens', 'r
            'load_token_map', 'token_texts']
 
 # %% ../../nbs/23_explore/00_tokens.ipynb #54f40ca3
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,11 @@ import pandas as pd
 from safetensors import safe_open
 
 from ..assets import load_base
-from ..core import GTIError, check_choice, check_int, content_hash, read_json
+from ..core import GTIError, check_choice, check_int, check_record, check_type, content_hash, parse_json
 from ..diagnostics.geometry import nearest_rows
 from ..figures.embeddings import Projection, project
 from ..figures.style import STAGES
+from ..runs.folder import find_runs, read_run
 from ..tokenize import load_tokens
 
 # %% ../../nbs/23_explore/00_tokens.ipynb #d5449d39
@@ -119,11 +119,12 @@ def read_rows(
         with safe_open(path, "pt") as f:
             about = f.metadata() or {}
             tensors = {name: f.get_tensor(name) for name in f.keys()}
-            rows, names = tensors["rows"].numpy(), json.loads(about["token_names"])
+            rows, names = tensors["rows"].numpy(), parse_json(about["token_names"], path)
     except Exception as e:
         raise GTIError(f"{path}: not a file of new rows ({type(e).__name__}: {e}); {again}") from e
     if about.get("tensors", content_hash(tensors)) != content_hash(tensors):
         raise GTIError(f"{path}: its values are not those that were written, the file is damaged; {again}")
+    check_type(f"{path}: token_names", names, list[str])
     if len(names) != len(rows):
         raise GTIError(f"{path}: got {len(rows)} rows for {len(names)} tokens, expected one each; {again}")
     if not np.isfinite(rows).all():
@@ -143,7 +144,7 @@ def finished_runs(
 ) -> list[Path]:  # folders of finished runs with rows, newest first
     "Run folders an explorer can show."
     folders = {path.parents[1] for stage in STAGES for path in Path(outputs or outputs_folder()).glob(f"**/rows/{stage}.safetensors")}
-    done = [f for f in folders if (f / "run.json").exists() and read_json(f / "run.json").get("status") == "finished"]
+    done = [r.folder for r in find_runs(outputs or outputs_folder()) if r.folder in folders and r.status == "finished"]
     return sorted(done, key=lambda f: ((f / "run.json").stat().st_mtime, str(f)), reverse=True)
 
 # %% ../../nbs/23_explore/00_tokens.ipynb #8eed8058
@@ -153,8 +154,8 @@ def load_token_map(
 ) -> TokenMap:
     "Read a run's new rows at every stage, its semantic IDs and titles, and the base model's tokens."
     run = Path(run)
-    record = read_json(run / "run.json")
     found = _rows_by_stage(run)
+    record = check_record(read_run(run).record, {"tokens_dir": str, "base": str}, run / "run.json", unknown="ignore")
     made = load_tokens(record["tokens_dir"])
     sids = made.sids
     names = next(iter(found.values()))[1]

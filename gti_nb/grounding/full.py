@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..core import GTIError, check_choice, check_range, pick_dtype, with_bars
+from ..core import GTIError, check_choice, check_range, checked, pick_dtype, with_bars
 from .batches import PairBatches
 from .check import check_lengths, check_pairs, refuse_pairs
 from .loss import pair_size, read_whole, scored_positions
@@ -93,6 +93,7 @@ def _evaluate(loss: PairLoss, held: pd.DataFrame, of: int) -> dict[str, float]:
     return heldout_loss(loss, held, of=of)
 
 
+@checked
 @with_bars
 def ground_full(
     extended: ExtendedModel,  # trained in place; usually grounded before

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from ..core import GTIError, check_choice, check_int, check_range, progress
+from ..core import GTIError, check_choice, check_int, check_range, checked, progress
 from ..data.catalogue import Catalogue
 from ..model.extended import ExtendedModel
 from ..prompts import GROUNDING, Template, encode_template, fill
@@ -185,6 +185,7 @@ def _check_rows(extended: ExtendedModel, pairs: pd.DataFrame) -> None:
         )
 
 
+@checked
 def encode_pairs(
     extended: ExtendedModel,  # the model with its new tokens
     pairs: pd.DataFrame,  # `GroundingPairs.train` or `.heldout`

@@ -24,6 +24,7 @@ from gti_nb.core import (
     check_fields,
     check_int,
     check_range,
+    checked,
     content_hash,
     counted,
     explain_memory,
@@ -77,6 +78,7 @@ class GroundingConfig:
             check_int(name, getattr(self, name), 0)
         for name in ("learning_rate", "soften", "cache_bytes"):
             check_range(name, getattr(self, name), 0)
+        check_int("seed", self.seed, 0, 2**32 - 1)
         if self.heldout_pairs is not None:
             check_int("heldout_pairs", self.heldout_pairs, 0)
         check_choice("lr_scheduler_type", self.lr_scheduler_type, [kind.value for kind in SchedulerType])
@@ -275,6 +277,7 @@ def _checked_loss(extended: ExtendedModel, train: pd.DataFrame, held: pd.DataFra
     return loss
 
 # %% ../../nbs/10_grounding/06_stage.ipynb #a6c10006
+@checked
 @with_bars
 def ground(
     extended: ExtendedModel,  # its new rows are trained in place

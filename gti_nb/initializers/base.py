@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from fastcore.basics import patch
 
-from ..core import GTIError
+from ..core import GTIError, check_fields, checked, short_repr
 from ..data.catalogue import Catalogue
 from ..model.extended import ExtendedModel
 from ..model.rows import trained_rows
@@ -50,8 +50,11 @@ class InitInputs:
     ask: Template = GROUNDING["title_to_sid"]  # for `equal_prior`: the prompt that new tokens will answer
 
     def __post_init__(self):
-        if self.vectors is not None:
-            self.vectors = torch.as_tensor(self.vectors)
+        try:
+            self.vectors = None if self.vectors is None else torch.as_tensor(self.vectors)
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise GTIError(f"vectors: got {short_repr(self.vectors)}, expected a tensor or an array [n_items, d_text]") from e
+        check_fields(self)
 
 # %% ../../nbs/09_initializers/00_base.ipynb #b657e8c8
 @dataclass
@@ -245,6 +248,7 @@ def start_name(
     return "+".join(getattr(f, "__name__", type(f).__name__) for f in (start, *suffixes))
 
 # %% ../../nbs/09_initializers/00_base.ipynb #faa2a62f
+@checked
 @torch.no_grad()
 def draw_rows(
     extended: ExtendedModel,  # read, and left as it is

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from fastcore.meta import delegates
 
-from ..core import GTIError, check_choice
+from ..core import GTIError, check_choice, checked
 from ..data.catalogue import Catalogue
 from .base import InitContext, Initializer, InitInputs, Suffix, WordVectors, draw_rows, start_name
 from .codebook import additive, procrustes, ridge
@@ -100,6 +100,7 @@ def _warn_if_unsafe(report: InitReport) -> None:
     )
 
 
+@checked
 def initialize(
     extended: ExtendedModel,  # changed in place: new rows, and the head's rows and bias where it has its own
     name: str | Initializer = "mean",  # a start by name, such as "ctfidf+equal_prior", or an initializer

@@ -7,6 +7,7 @@ __all__ = ['ModelFiles']
 
 # %% ../../nbs/06_model/04_files.ipynb #905fd4b9
 import json
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,7 @@ from gti_nb.core import (
     GTIError,
     atomic_dir,
     changed_files,
+    check_int,
     check_seal,
     content_hash,
     path_hashes,
@@ -71,15 +73,17 @@ def _read_about(folder: Path) -> dict:
     "The content of `gti.json` in a saved folder."
     if not (folder / "gti.json").exists():
         raise GTIError(f"{folder}: no gti.json, so not a folder that ExtendedModel.save wrote; load base models with load_base")
-    about = read_json(folder / "gti.json")
-    if about.get("schema") not in (1, 2):
-        raise GTIError(f"{folder}/gti.json: schema {about.get('schema')!r}, this version reads 1 and 2; update gti-nb")
-    hashes = about.get("files") if about["schema"] == 2 else {}
+    shape = {
+        "n_pretrained": partial(check_int, low=1),
+        "token_names": list[str],
+        "descriptions": list | dict | None,
+        "files": dict[str, str],
+    }
+    needed = ("n_pretrained", "token_names", "descriptions")
+    about = read_json(folder / "gti.json", "a saved model", fields=shape, required=needed, schema=(1, 2))
     if about["schema"] == 2:
         check_seal(folder / "gti.json", about)
-    if not isinstance(hashes, dict):
-        raise GTIError(f"{folder}/gti.json: lists no files, so it is damaged; save the model again")
-    changed = changed_files(folder, hashes)
+    changed = changed_files(folder, about.get("files", {}))
     if changed:
         raise GTIError(f"{folder}: {changed[0]}; the folder is damaged or was edited, save the model again")
     refuse_code(folder)

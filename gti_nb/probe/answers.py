@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from ..core import GTIError, progress
+from ..core import GTIError, checked, progress
 from ..decode.beam import beam_search
 from ..decode.trie import SidTrie
 from ..grounding.loss import read_whole
@@ -35,6 +35,7 @@ def code_scores(
     return logits[:, extended.n_pretrained : extended.n_pretrained + first].float().cpu()
 
 # %% ../../nbs/14_probe/01_answers.ipynb #e9e0883d
+@checked
 def sid_ranks(
     extended: ExtendedModel,  # with semantic IDs
     prompts: Sequence[list[int]],  # from `text_prompts`
@@ -186,6 +187,7 @@ def title_scores(
         return _exact_way(extended, prompts, answers)(extended, prompts, answers, batch_size)
 
 # %% ../../nbs/14_probe/01_answers.ipynb #89ad774b
+@checked
 def title_hits(
     extended: ExtendedModel,
     questions: Questions,
@@ -221,6 +223,7 @@ def _check_states(extended: ExtendedModel, prompts: Sequence[list[int]], states:
             )
 
 
+@checked
 def probe(
     extended: ExtendedModel,
     questions: Questions,

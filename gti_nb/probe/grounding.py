@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import GTIError
+from ..core import GTIError, checked
 from ..diagnostics.geometry import nearest_rows
 from ..grounding.pairs import GroundingPairs
 from ..model.extended import ExtendedModel
@@ -50,6 +50,7 @@ def _tell_template(extended: ExtendedModel, pairs: GroundingPairs) -> Template |
     return next(iter(pairs.heldout.form[pairs.heldout.direction == "sid_to_text"]), None)
 
 
+@checked
 def grounding_quality(
     extended: ExtendedModel,
     pairs: GroundingPairs,
@@ -88,6 +89,7 @@ def _first_rows(extended: ExtendedModel, n: int) -> list[int]:
     return [offset + i for offset in offsets for i in range(n) if offset + i < extended.n_new]
 
 
+@checked
 def word_table(
     extended: ExtendedModel,
     rows: Sequence[int] | None = None,  # new rows to describe; None takes the first three of every level

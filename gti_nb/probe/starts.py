@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..core import checked
 from ..core import progress as progress_bar
 from ..data.catalogue import Catalogue
 from ..initializers.base import WordVectors
@@ -51,6 +52,7 @@ def _measured(extended: ExtendedModel, name: str, given: dict[str, Any]) -> dict
     return {"initializer": name} | {figure: getattr(report, figure) for figure in figures}
 
 # %% ../../nbs/14_probe/02_starts.ipynb #74bfcaa7
+@checked
 def compare_initializers(
     extended: ExtendedModel,  # its new rows are put back afterwards
     names: Sequence[str] | None,  # of starts; None: all initializers without a suffix, `from_checkpoint` if there is a checkpoint

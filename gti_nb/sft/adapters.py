@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import GTIError, atomic_dir, changed_files, check_seal, path_hashes, read_json, write_json, write_sealed
+from ..core import GTIError, atomic_dir, changed_files, check_seal, checked, path_hashes, read_json, write_json, write_sealed
 from ..model.abilities import model_name, read
 from ..model.extended import ExtendedModel
 
@@ -117,6 +117,7 @@ def _check_used(extended: ExtendedModel) -> None:
         raise GTIError(f"its layer {idle[0]} is never called, so an adapter beside it would be ignored")
 
 
+@checked
 def add_adapters(
     extended: ExtendedModel,  # adapters are put into its model
     r: int = 8,  # rank

@@ -11,7 +11,7 @@ from typing import overload
 
 import numpy as np
 
-from ..core import GTIError, check_choice, check_int, check_range
+from ..core import GTIError, check_choice, check_int, check_range, checked
 from .examples import Example, Task
 from .tasks import ALIGNMENT
 
@@ -128,6 +128,7 @@ def _phases(tasks: list[Task], shares: np.ndarray, steps: int, curriculum: float
     return [(first, alignment / alignment.sum()), mix] if first else [mix]
 
 
+@checked
 def example_batches(
     tasks: Sequence[Task],  # from `make_tasks`
     weights: Mapping[str, float] | None = None,  # task name -> how often it is drawn; None: in proportion to its examples per epoch

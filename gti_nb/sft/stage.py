@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from ..core import GTIError, content_hash, pick_dtype, with_bars
+from ..core import GTIError, checked, content_hash, pick_dtype, with_bars
 from ..core import progress as progress_bar
 from ..core.folders import finish_checkpoints, patiently, remove_folder
 from ..data.splits import Split
@@ -274,6 +274,7 @@ def _finish(extended: ExtendedModel, out_dir: Path, config: SFTConfig) -> None:
     finish_checkpoints(out_dir / "checkpoints")
 
 # %% ../../nbs/11_sft/10_stage.ipynb #1e315fb5
+@checked
 @with_bars
 def finetune(
     extended: ExtendedModel,  # trained in place, from wherever it is: any start, grounded rows, a loaded model

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ..core import GTIError, check_choice
+from ..core import GTIError, check_choice, checked
 from ..data.dataset import RecDataset
 from ..data.queries import QueryDataset
 from ..data.splits import Split
@@ -99,6 +99,7 @@ def _check_split(names: list[str], split: Split | None, n_items: int) -> None:
         )
 
 # %% ../../nbs/11_sft/03_tasks.ipynb #058e359e
+@checked
 def make_tasks(
     tasks: str | Sequence[str],  # names in `TASKS`, or a mix: "paper", "lcrec" or "demo"
     extended: ExtendedModel,  # for its tokenizer, semantic IDs and number of positions; not changed

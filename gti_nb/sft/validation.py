@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..core import GTIError, check_int, counted
+from ..core import GTIError, check_int, checked, counted
 from ..model.extended import ExtendedModel
 from .examples import Example
 from .loss import SFTLoss
@@ -30,6 +30,7 @@ def _mean_loss(
     return (total / targets).item()
 
 
+@checked
 def validation_loss(
     extended: ExtendedModel,  # the model that trains
     examples: Sequence[Example],  # held out of training, such as some of `task.examples(rng)`

@@ -318,9 +318,8 @@ def load(
 ) -> SemanticIds:
     "Read what `save` wrote; damaged or foreign files are a `GTIError`."
     path = Path(path)
-    meta = read_json(path / "sids.json")
-    if meta.get("schema") != 1:
-        raise GTIError(f"{path / 'sids.json'}: schema {meta.get('schema')!r}, this version reads 1; tokenize again or update gti-nb")
+    shape = {"policy": str, "quality": dict, "content_hash": str}
+    meta = read_json(path / "sids.json", "semantic IDs", fields=shape, schema=(1,), mend="tokenize again")
     check_seal(path / "sids.json", meta)
     try:
         tensors = safetensors.torch.load((path / "sids.safetensors").read_bytes())

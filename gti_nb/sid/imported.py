@@ -6,7 +6,6 @@
 __all__ = ['import_sids', 'export_sids', 'random_sids']
 
 # %% ../../nbs/05_sid/03_imported.ipynb #0595c019
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from string import ascii_lowercase
 
 import torch
 
-from ..core import GTIError, check_int, read_json, write_json
+from ..core import GTIError, check_int, checked, read_json, write_json
 from ..data.dataset import RecDataset
 from .codes import SemanticIds
 from .vectors import MAX_LEVELS
@@ -26,14 +25,9 @@ _TOKEN = re.compile(r"<([a-z])_(0|[1-9]\d{0,4})>")
 
 def _read_index(path: str | Path) -> dict:
     "The object in an index file; an item that occurs twice is an error, where JSON would keep the last."
-    index = read_json(path)
+    index = read_json(path, max_bytes=2**30)
     if not isinstance(index, dict):
         raise GTIError(f"{path}: holds a {type(index).__name__}, expected an object of item id -> token names")
-    seen = set()
-    for item, _ in json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=list):
-        if item in seen:
-            raise GTIError(f"{path}: item {item!r} occurs twice; keep one of the two")
-        seen.add(item)
     return index
 
 
@@ -127,6 +121,7 @@ def export_sids(
     return index
 
 # %% ../../nbs/05_sid/03_imported.ipynb #d01997d8
+@checked
 def random_sids(
     n_items: int,  # number of items
     levels: int = 3,  # codes per item
@@ -135,7 +130,8 @@ def random_sids(
 ) -> SemanticIds:  # without codebook vectors, collisions not resolved
     "A control: independent, uniformly drawn codes."
     check_int("n_items", n_items, 1)
-    check_int("levels", levels, 1)
+    check_int("levels", levels, 1, MAX_LEVELS)
     check_int("codes", codes, 1)
+    check_int("seed", seed, 0, 2**63 - 1)
     drawn = torch.randint(codes, (n_items, levels), generator=torch.Generator().manual_seed(seed))
     return SemanticIds(drawn, [torch.zeros(codes, 0)] * levels, quality={"quantizer": "random", "seed": seed})

@@ -8,6 +8,7 @@ __all__ = ['store', 'restore', 'network_tensors', 'tensors_under', 'describe_run
 # %% ../../nbs/05_sid/15_rqvae_files.ipynb #d50adc06
 import dataclasses
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..core import GTIError, check_seal, file_hash, read_json, write_atomic, write_sealed
+from ..core import GTIError, check_int, check_seal, file_hash, read_json, write_atomic, write_sealed
 from ..core.folders import sweep
 from .rqvae_training import TrainingRun
 
@@ -42,11 +43,11 @@ def restore(
     folder: Path,  # written by `store`
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # tensors, and what they belong to
     "Read what `store` wrote, and check that it is complete and finite."
-    meta = read_json(folder / "rqvae.json")
-    if meta.get("schema") != 1:
-        raise GTIError(f"{folder / 'rqvae.json'}: schema {meta.get('schema')!r}, this version reads 1; train again or update gti-nb")
-    if not {"config", "vectors", "file", "sha256"} <= set(meta):
-        raise GTIError(f"{folder / 'rqvae.json'}: does not describe an RQ-VAE; pass a folder written by RQVAE")
+    shape = {
+        **{"config": dict, "vectors": str, "file": str, "sha256": str, "columns": list[str]},
+        **{name: partial(check_int, low=0 if name == "epoch" else 1) for name in ("dim", "codes", "epoch")},
+    }
+    meta = read_json(folder / "rqvae.json", "an RQ-VAE", fields=shape, schema=(1,), mend="pass a folder written by RQVAE, or train again")
     check_seal(folder / "rqvae.json", meta)
     file = folder / Path(meta["file"]).name
     if file_hash(file) != meta["sha256"]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..assets import asset_path, cache_dir
-from ..core import GTIError, check_int, content_hash, pick_device, pick_dtype, with_bars
+from ..core import GTIError, check_int, checked, content_hash, pick_device, pick_dtype, with_bars
 from .cache import VectorCache
 from .encoder import encode_batches, encoder_key, load_encoder, readable, token_batches, token_counts, vector_size
 
@@ -102,6 +102,7 @@ def _token_budget(batch_tokens: int | None, device: torch.device) -> int:
     return check_int("batch_tokens", batch_tokens, 1)
 
 # %% ../../nbs/04_text/03_vectors.ipynb #22ece7f0
+@checked
 @with_bars
 def encode_text(
     texts: Sequence[str],  # at least one; an empty string is allowed and has a vector too

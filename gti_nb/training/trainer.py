@@ -41,6 +41,7 @@ class StageSettings:
         check_int("steps", self.steps, 1)
         check_int("warmup_steps", self.warmup_steps, 0)
         check_int("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
+        check_int("seed", self.seed, 0, 2**32 - 1)
         check_choice("lr_scheduler_type", self.lr_scheduler_type, [kind.value for kind in SchedulerType])
 
 # %% ../../nbs/08_training/01_trainer.ipynb #7a3e0010

@@ -39,7 +39,7 @@ def test_a_file_as_lc_rec_writes_it(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"1": ["<a_0>"], "2": ["<a_1>"], "1": ["<a_2>"]}', "item '1' occurs twice"),
+        ('{"1": ["<a_0>"], "2": ["<a_1>"], "1": ["<a_2>"]}', "'1' twice in one mapping"),
         ('[["<a_0>"], ["<a_1>"]]', "holds a list, expected an object"),
         ('{"1": ["<a_0>"], "2": ["<a_1>"', "not valid JSON at line 1"),
         ('{"1": ["<a_0>"]}', "has no semantic ID for 1 of 2 items: '2'"),

@@ -168,7 +168,7 @@ def half_way(tmp_path_factory) -> Path:
         (remove, "no such file"),
         (newer, "schema 2, this version reads 1"),
         (no_json, "not valid JSON"),
-        (foreign, "does not describe an RQ-VAE"),
+        (foreign, "pass a folder written by RQVAE"),
         (touched, "not what was written"),
         (nan, "encoder.0.weight holds NaN"),
     ],
