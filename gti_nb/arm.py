@@ -222,7 +222,7 @@ def _finetune(run: _Progress, progress: bool) -> StageResult:
 def _recommender_setup(plan: ArmPlan) -> RecommenderSetup:
     "How the trained model is asked, as in its evaluation."
     tokens, config = plan.tokens, plan.config
-    made = read_json(tokens.folder / "report.json")["parameters"]
+    made = read_json(tokens.folder / "report.json", fields={"parameters": dict})["parameters"]
     by_text = made["quantizer"] != "rqvae"  # whose codes belong to its latents, not to the texts' vectors
     return RecommenderSetup(
         kind="query" if plan.split is None else "user",

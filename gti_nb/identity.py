@@ -65,7 +65,7 @@ def _run_input(folder: Path, path: str) -> Input:
     "A run, by its key where its files are intact, else by what it holds now."
     record = read_record(folder)
     if record.get("key") and record.get("status") == "finished" and not damaged_results(folder, record):
-        return Input(path, f"run {record['key']}", read_json(folder / RESULTS)["files"])
+        return Input(path, f"run {record['key']}", read_json(folder / RESULTS, fields={"files": dict[str, str]}, max_bytes=2**28)["files"])
     files = result_hashes(folder)
     return Input(path, content_hash(files), files)
 
@@ -162,7 +162,7 @@ def load_inputs(
 ) -> dict[str, Input] | None:  # None when they are not there or damaged
     "What the parameters of a run pointed to when it began."
     try:
-        record = read_json(folder / INPUTS, max_bytes=2**28)
+        record = read_json(folder / INPUTS, fields={}, max_bytes=2**28)
         check_seal(folder / INPUTS, record)
         return {label: Input(**one) for label, one in record.items() if label != "seal"}
     except (GTIError, TypeError):
@@ -216,7 +216,7 @@ def damaged_results(
     "Name the files of a finished run that are missing or not what was written."
     try:
         check_seal(folder / RECORD, record)
-        listed = read_json(folder / RESULTS, max_bytes=2**28)
+        listed = read_json(folder / RESULTS, "hashes of results", fields={"files": dict[str, str]}, max_bytes=2**28)
         check_seal(folder / RESULTS, listed)
         return changed_files(folder, listed["files"]) + _notebook_damage(folder, record)
     except GTIError as e:

@@ -62,7 +62,7 @@ def _kept(root: Path) -> Path:
 def _recall(root: Path) -> dict[str, list]:
     "Name -> stamp and hash, as they were kept; nothing when they cannot be read."
     try:
-        record = read_json(_kept(root), max_bytes=2**28)
+        record = read_json(_kept(root), "hashes of files", fields={"files": dict[str, list]}, max_bytes=2**28)
         check_seal(_kept(root), record)
         return {name: entry for name, entry in record["files"].items() if len(entry) == 6}
     except (GTIError, AttributeError, KeyError, TypeError):

@@ -282,7 +282,7 @@ def _is_intact(kept: Path) -> bool:
     if not (kept / "hashes.json").is_file():
         return False
     try:
-        record = read_json(kept / "hashes.json")
+        record = read_json(kept / "hashes.json", "hashes of files", fields={"files": dict[str, str]})
         check_seal(kept / "hashes.json", record)
         damaged = changed_files(kept, record["files"])
     except GTIError as e:

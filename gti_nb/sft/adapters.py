@@ -251,7 +251,9 @@ def load_adapters(
         raise GTIError(
             f"{folder}: no adapter_config.json; expected a folder that save_adapters wrote, such as `adapter` in the out_dir of finetune"
         )
-    hashes = read_json(folder / "hashes.json") if (folder / "hashes.json").is_file() else {"files": {}}  # none in earlier versions
+    hashes: dict = {"files": {}}  # none in earlier versions
+    if (folder / "hashes.json").is_file():
+        hashes = read_json(folder / "hashes.json", "hashes of files", fields={"files": dict[str, str]})
     check_seal(folder / "hashes.json", hashes)
     extended.read_rows(folder / "new_rows.safetensors")  # refuses the rows of another model before anything changes
     changed = changed_files(folder, hashes["files"])

@@ -24,7 +24,7 @@ def _width_of(folder: Path | None) -> int | None:
     if about is None or not about.is_file():
         return None
     try:
-        record = read_json(about)
+        record = read_json(about, "a cache of vectors", fields={"width": int | None}, required=())
         check_seal(about, record)
     except GTIError as e:
         print(f"{e}; the vectors are computed again")

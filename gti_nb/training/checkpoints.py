@@ -156,7 +156,7 @@ def _is_complete(path: Path) -> bool:
 
 def _read(path: Path) -> Checkpoint:
     "Read a checkpoint and check its hash."
-    about = read_json(path / "state.json", "the state of a checkpoint", max_bytes=_ABOUT_BYTES)
+    about = read_json(path / "state.json", "the state of a checkpoint", fields={}, max_bytes=_ABOUT_BYTES)
     file = path / "state.safetensors"
     if isinstance(about, dict) and about.get("schema") != 1:
         raise GTIError(
