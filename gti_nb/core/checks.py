@@ -213,20 +213,12 @@ class RecordError(GTIError, ValueError):
     "A file or a value that does not hold what it should; the message names it."
 
 
-def _is_whole(text: str) -> bool:
-    "Whether a text can be written as UTF-8."
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
-
-
 def _excess(value: Any, depth: int) -> str:
     "What makes a value too large to be written and read again; empty for most."
     if isinstance(value, (dict, list, tuple)):
         return f"lists and mappings that nest more than {MAX_DEPTH} levels deep" if depth > MAX_DEPTH else ""
     if isinstance(value, str):
-        return "" if _is_whole(value) else f"half a character in the text {short_repr(value, 60)}"
+        return f"half a character in the text {short_repr(value, 60)}" if _HALF.search(value) else ""
     if isinstance(value, float) and not math.isfinite(value):
         return f"the number {value}, allowed: finite numbers"
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
