@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import gti_nb
-from .core import GTIError, disk_error, parse_json, printable, short_repr
+from .core import GTIError, disk_error, parse_json, printable, short_repr, write_atomic
 
 # %% ../nbs/24_cli.ipynb #74ea2153
 class _Parser(argparse.ArgumentParser):
@@ -21,6 +21,20 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+
+def _add_recommend(commands: argparse._SubParsersAction) -> None:
+    "The options of `gti recommend`."
+    offer = commands.add_parser("recommend", help="items for a history, a query, or a file of histories")
+    offer.add_argument("run", help="a run with a saved model, or the folder of the model")
+    asked = offer.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--history", nargs="*", metavar="ITEM", help="ids or titles, oldest first")
+    asked.add_argument("--query", help="what is wanted, in words")
+    asked.add_argument(
+        "--users", metavar="FILE", help="a table with the columns user_id and item_id, oldest first (csv, tsv, jsonl or parquet)"
+    )
+    offer.add_argument("-k", type=int, default=10, help="items per list (default: 10)")
+    offer.add_argument("--out", metavar="FILE", help="write the lists as parquet, in place of printing them")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("root", nargs="?", default="outputs", help="folder to search (default: outputs)")
     show = commands.add_parser("show", help="show one run: status, parameters, metrics")
     show.add_argument("run", help="a run folder")
+    _add_recommend(commands)
     return parser
 
 # %% ../nbs/24_cli.ipynb #61ba85a1
@@ -130,6 +145,29 @@ def _show(a: argparse.Namespace) -> None:
     print(printable("\n".join(said)))
 
 # %% ../nbs/24_cli.ipynb #2b4c99a3
+def _recommend(a: argparse.Namespace) -> None:
+    from gti_nb.runs.folder import printable_table
+
+    if a.out is not None and os.path.lexists(a.out):
+        raise GTIError(f"{a.out}: exists already; choose another name for --out")
+    from gti_nb.recommend.recommender import Recommender
+    from gti_nb.recommend.users import read_histories
+
+    histories = None if a.users is None else read_histories(a.users)
+    recommender = Recommender.from_pretrained(a.run) if os.path.exists(os.path.join(a.run, "gti.json")) else Recommender.from_run(a.run)
+    if a.query is not None:
+        table = recommender.search(a.query, a.k)
+    elif histories is not None:
+        table = recommender.recommend_all(histories, a.k, progress=True)
+    else:
+        table = recommender.recommend(a.history, a.k)
+    if a.out is not None:
+        write_atomic(a.out, table.to_parquet(index=False))
+        print(printable(f"{a.out}: {len(table):,} rows"))
+    else:
+        print(printable_table(table).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+
+
 def _check_text(arguments: list[str]) -> None:
     "Refuse arguments that are not UTF-8 text."
     for text in arguments:
@@ -145,7 +183,8 @@ def main(
     try:
         _check_text(arguments)
         a = _parser().parse_args(arguments)
-        {"fetch": _fetch, "run": _run, "study": _study, "runs": _runs, "show": _show}[a.command](a)
+        commands = {"fetch": _fetch, "run": _run, "study": _study, "runs": _runs, "show": _show, "recommend": _recommend}
+        commands[a.command](a)
     except GTIError as e:
         print(f"gti: {e}", file=sys.stderr)
         return 1
