@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from gti_nb.arm import train_arm
 from gti_nb.assets import load_base
+from gti_nb.cli import main
 from gti_nb.core import GTIError
 from gti_nb.data.dataset import load_dataset
 from gti_nb.data.queries import load_queries
@@ -171,3 +172,27 @@ def test_what_cannot_be_answered_is_refused(recommender, call, message):
 def test_people_without_a_history_get_a_list_too(recommender):
     assert len(recommender.recommend([], k=7)) == 7
     assert recommender.recommend_all({}).empty
+
+
+def test_on_the_command_line(recommender, tmp_path, capsys):
+    model = str(recommender.save(tmp_path / "model"))
+    ids = recommender.items.item_id.tolist()
+    assert main(["recommend", model, "--history", "Toy Story", ids[7], "-k", "3"]) == 0
+    shown = capsys.readouterr().out
+    expected = recommender.recommend(["Toy Story", ids[7]], k=3)
+    assert all(title in shown for title in expected.title)
+    (tmp_path / "users.csv").write_text(f"user_id,item_id\nanna,{ids[0]}\nbert,{ids[3]}\nanna,{ids[7]}\n")
+    out = tmp_path / "lists.parquet"
+    assert main(["recommend", model, "--users", str(tmp_path / "users.csv"), "-k", "3", "--out", str(out)]) == 0
+    made = pd.read_parquet(out)
+    assert made.item_id.tolist() == recommender.recommend_all({"anna": [ids[0], ids[7]], "bert": [ids[3]]}, k=3).item_id.tolist()
+    capsys.readouterr()
+    for arguments, message in [
+        (["--users", str(tmp_path / "users.csv"), "--out", str(out)], "exists already"),
+        (["--history", "Toi Story"], "nearest: 'Toy Story"),
+        (["--query", "a film"], "trained on histories"),
+        (["--history", "1", "-k", "0"], "k: got 0"),
+    ]:
+        assert main(["recommend", model, *arguments]) == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("gti: ") and message in said
