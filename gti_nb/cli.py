@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import gti_nb
-from .core import GTIError, disk_error, parse_json, printable, short_repr, write_atomic
+from .core import GTIError, disk_error, parse_json, printable, short_repr, skip_uri_grammar, write_atomic
 
 # %% ../nbs/24_cli.ipynb #74ea2153
 class _Parser(argparse.ArgumentParser):
@@ -180,6 +180,7 @@ def main(
 ) -> int:  # exit status: 0, or 1 for an error, 130 for an interruption
     "The `gti` command."
     arguments = sys.argv[1:] if arguments is None else arguments
+    skip_uri_grammar()
     try:
         _check_text(arguments)
         a = _parser().parse_args(arguments)

@@ -114,3 +114,9 @@ def test_the_studies_that_come_with_it_are_valid(study):
     from gti_nb.runs.study import read_study
 
     assert read_study(study).name == study.stem
+
+
+def test_the_grammar_of_uris_is_not_compiled(tmp_path):
+    code = "import sys; from gti_nb.cli import main; main(['run', 'none.ipynb']); import jsonschema; print(sys.modules['rfc3987_syntax'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "None", done.stderr

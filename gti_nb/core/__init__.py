@@ -25,7 +25,17 @@ from .contents import cache_dir, changed_files, check_seal, path_hash, path_hash
 from .files import atomic_dir, disk_error, file_hash, user_path, write_atomic, write_json
 from .hashes import content_hash
 from .records import check_record, from_record, parse_json, parse_yaml, read_json, read_yaml
-from .runtime import bars, counted, explain_memory, pick_device, pick_dtype, progress, seed_everything, with_bars
+from gti_nb.core.runtime import (
+    bars,
+    counted,
+    explain_memory,
+    pick_device,
+    pick_dtype,
+    progress,
+    seed_everything,
+    skip_uri_grammar,
+    with_bars,
+)
 
 # %% ../../nbs/00_core/09___init__.ipynb #f333194b
 __all__ = [
@@ -65,6 +75,7 @@ __all__ = [
     "short_repr",
     "user_path",
     "whole_text",
+    "skip_uri_grammar",
     "with_bars",
     "write_atomic",
     "write_json",

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from ..core import RecordError, printable, read_json
+from ..core import RecordError, printable, read_json, skip_uri_grammar
 
 # %% ../../nbs/22_runs/01_kernel.ipynb #5dc57b41
 class _Nowhere:
@@ -132,6 +132,7 @@ def kernel_command() -> list[str]:
 
 def main() -> None:
     "Start the kernel; with GTI_PROGRESS in the environment, bars write to the file it names."
+    skip_uri_grammar()
     if path := os.environ.get("GTI_PROGRESS"):
         import tqdm
         import tqdm.auto
