@@ -201,4 +201,4 @@ def explain_memory(
 # %% ../../nbs/00_core/01_runtime.ipynb #7c1d2e02
 def skip_uri_grammar() -> None:
     "Let `jsonschema` be imported without its grammar of URIs, in a process of ours."
-    sys.modules.setdefault("rfc3987_syntax", None)  # ty: ignore[invalid-argument-type]  None makes its import fail, which jsonschema allows
+    sys.modules.setdefault("rfc3987_syntax", None)  # ty: ignore[no-matching-overload]  None makes its import fail, which jsonschema allows
