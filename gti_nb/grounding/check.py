@@ -7,13 +7,14 @@ __all__ = ['check_lengths', 'check_pairs', 'refuse_pairs']
 
 # %% ../../nbs/10_grounding/05_check.ipynb #6f08442f
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from ..core import GTIError
+from ..core import GTIError, explain_memory
 from .batches import pair_batch
 from ..model.abilities import check_positions, model_name
 from ..model.extended import ExtendedModel
@@ -54,13 +55,15 @@ def _both(loss: Callable[..., torch.Tensor], model: PreTrainedModel, batch: dict
 
 @torch.no_grad()
 def check_pairs(
-    loss: Callable[..., torch.Tensor],  # arguments as `GroundingLoss` takes them -> mean loss
+    loss: Any,  # `GroundingLoss` or a module with the same arguments
     model: PreTrainedModel,  # the model that it runs, in evaluation mode
     pairs: pd.DataFrame,  # encoded pairs
 ) -> str:  # what is wrong; empty if nothing is
     "Compare the loss of the shortest and the longest pairs with the model's own."
     for rows in _compared(pairs):
-        ours, own = _both(loss, model, pair_batch(pairs, rows))
+        batch = pair_batch(pairs, rows)
+        with explain_memory(lambda batch=batch: loss.size(**batch), "lower max_text_tokens"):
+            ours, own = _both(loss, model, batch)
         if not losses_agree([ours], [own], model.dtype):
             template = pairs.template.iloc[rows[0]]
             return f"the loss of {len(rows)} pairs of {template} is {ours:.4f} here, by the model itself {own:.4f}"

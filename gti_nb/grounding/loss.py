@@ -19,6 +19,7 @@ from ..model.abilities import close, max_positions, window
 from ..model.attention import use_products
 from ..model.extended import ExtendedModel
 from ..model.losses import target_loss
+from ..prompts import beginning
 
 # %% ../../nbs/10_grounding/03_loss.ipynb #fd026102
 class _Known(torch.autograd.Function):
@@ -149,9 +150,10 @@ def read_whole(
 def _continues(extended: ExtendedModel, model: PreTrainedModel) -> bool:
     "Whether a model reads the rest of two made-up pairs the same after frozen prefixes of unequal length as in one go."
     tokens = torch.randint(extended.n_pretrained, (11,), generator=torch.Generator().manual_seed(0)).tolist()
-    start, texts = tuple(tokens[:3]), [tuple(tokens[3:7]), tuple(tokens[7:9])]
+    first = beginning(extended.tokenizer)
+    start, texts = (*first, *tokens[:3]), [tuple(tokens[3:7]), tuple(tokens[7:9])]
     rest = [[extended.n_pretrained, *tokens[9:]], [extended.n_pretrained + extended.n_new - 1, *tokens[8:10]]]
-    if len(tokens) > min(window(model), max_positions(model)):
+    if len(first) + len(tokens) > min(window(model), max_positions(model)):
         return False
     expected = read_whole(model, [start + text for text in texts], rest)[1]
     cache = PrefixCache(extended, model, 0)
