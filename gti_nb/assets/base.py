@@ -6,6 +6,7 @@
 __all__ = ['asset_path', 'asset_source', 'load_base']
 
 # %% ../../nbs/01_assets/03_base.ipynb #17eb29f8
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,8 @@ def load_base(
     try:
         model, tokenizer, info = _load(folder)
     except Exception as e:
-        raise GTIError(f"{name}: cannot be loaded as a causal language model: {_first_line(e)}") from e
+        kind = f"{name}, of the model type {_model_type(folder)!r}"
+        raise GTIError(f"{kind}: cannot be loaded as a causal language model: {' '.join(str(e).split())[:200]}") from e
     _check_weights(str(name), model, info)
     model.config.name_or_path = str(name)
     return model.eval(), tokenizer
@@ -163,10 +165,19 @@ def _load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, dict
 
     with quiet_download():
         model, info = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]  a pair because of output_loading_info
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return model, tokenizer, info  # ty: ignore[invalid-explicit-return]  the stub allows None; at run time it is an error
+
+
+def _model_type(folder: Path) -> Any:
+    "The model type in a model's `config.json`, for messages; None where it has none."
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def _check_weights(name: str, model: "PreTrainedModel", info: dict[str, Any]) -> None:

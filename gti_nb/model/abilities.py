@@ -22,7 +22,7 @@ def model_name(
 ) -> str:
     "The class of a model and its model type, for messages: `GemmaForCausalLM (gemma)`."
     config: Any = getattr(model, "config", None)
-    kind = "" if config is None else f" ({config.get_text_config().model_type})"
+    kind = "" if config is None else f" ({config.model_type})"
     return type(model).__name__ + kind
 
 
@@ -74,13 +74,16 @@ def check_positions(
         raise GTIError(f"{what}: {n} tokens, {model_name(model)} reads {limit}; {mend}")
 
 # %% ../../nbs/06_model/00_abilities.ipynb #a6493628
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+
+
 def window(
     model: PreTrainedModel,  # any causal language model
 ) -> int:  # 2**31 where every layer sees all earlier tokens
     "The number of tokens that every layer can look back on."
     config = model.config.get_text_config()
     windowed = set(getattr(config, "layer_types", None) or ["sliding_attention"]) - {"full_attention"}
-    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")] if windowed else []
+    sizes = [getattr(config, name, None) for name in _WINDOWS] if windowed else []
     return min([size for size in sizes if size], default=2**31)
 
 # %% ../../nbs/06_model/00_abilities.ipynb #aac1f62a

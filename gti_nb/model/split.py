@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from fastcore.basics import patch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..core import GTIError, content_hash
 from .abilities import LogitRule, close, logit_rule, max_positions, read, refuse
@@ -85,6 +87,28 @@ def _check_tables(model: PreTrainedModel, ids: torch.Tensor, n_tokens: int) -> N
         raise refuse(model, f"looks tokens up in a second table too, of {found[0].num_embeddings} rows, which has none for new tokens")
 
 
+@torch.no_grad()
+def _check_own_loss(model: PreTrainedModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    "Refuse a model that was trained to give something else than the next token, as the decoder of an encoder-decoder model."
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        return  # its own loss adds one for the balance of its experts
+    training = model.training
+    model.eval()
+    try:
+        own = model(input_ids=ids.to(model.device), labels=ids.to(model.device), use_cache=False).loss
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return  # a model may have no loss of its own
+    finally:
+        model.train(training)
+    if own is None or ids.shape[1] < 2:
+        return
+    ours, bound = cross_entropy(logits[0, :-1].float(), ids[0, 1:].to(logits.device)), 1e-3 if model.dtype == torch.float32 else 0.05
+    if abs(own - ours) > bound * ours.clamp(min=1):
+        raise refuse(model, f"has another loss ({own:.4f}) than that of the next token ({ours:.4f}), as the decoder of a pair with an encoder")
+
+
 def _check_reading(model: PreTrainedModel, n_pretrained: int, known: torch.Tensor) -> None:
     "Refuse a model that reads otherwise with split rows, cannot read a new token, or looks ahead; `known` are its logits before the split."
     head: Any = model.get_output_embeddings()
@@ -114,7 +138,8 @@ def put_back_on_refusal(
         yield
     except BaseException:
         model.set_input_embeddings(embed)
-        model.set_output_embeddings(head)
+        if head is not None:
+            model.set_output_embeddings(head)
         for config, size in sizes:
             config.vocab_size = size
         if own is not None:
@@ -133,6 +158,8 @@ def split_modules(
         raise GTIError("model: already extended; load the base model again, or `ExtendedModel.load` a saved one")
     if head is None:
         raise refuse(model, "has no output head over its vocabulary, so it cannot name a token")
+    if type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise refuse(model, "is no causal language model that `AutoModelForCausalLM` loads, so a saved one could not be read again")
     matrix = weight_matrix(embed)
     if len(matrix) < n_pretrained:
         raise GTIError(f"model: its embedding has {len(matrix)} rows, the tokenizer {n_pretrained} tokens; pass this model's tokenizer")
@@ -140,6 +167,7 @@ def split_modules(
     _check_tables(model, ids, n_pretrained + n_new)
     hidden, logits = read(model, ids)
     rule = logit_rule(model, head, hidden, logits)
+    _check_own_loss(model, ids, logits)
     with put_back_on_refusal(model):
         _put_split(model, n_pretrained, n_new, rule)
         _check_reading(model, n_pretrained, logits)

@@ -17,6 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..core import GTIError
 
 # %% ../../nbs/06_model/03_tokens.ipynb #59850e82
+_JOINERS = dict.fromkeys((0x200C, 0x200D))  # characters without a look of their own inside Persian and Indic words and joined emoji
+
+
 def _check_names(names: Sequence[str], vocabulary: dict[str, int]) -> None:
     "Refuse names that the tokenizer knows, that repeat, or that could be ordinary text."
     known = [name for name in names if name in vocabulary]
@@ -28,13 +31,16 @@ def _check_names(names: Sequence[str], vocabulary: dict[str, int]) -> None:
     if len(set(names)) < len(names):
         raise GTIError("new tokens: some names repeat; give every token its own name")
     for name in names:
-        if not name.isprintable() or name != name.strip() or all(c.isalnum() or c.isspace() for c in name):
+        if not name.translate(_JOINERS).isprintable() or name != name.strip() or all(c.isalnum() or c.isspace() for c in name):
             raise GTIError(
                 f"new tokens: got the name {name!r}; a name needs a symbol that sets it apart from ordinary words, "
                 "no space at either end, and only printable characters, as in '<tool_1>'"
             )
 
 # %% ../../nbs/06_model/03_tokens.ipynb #6c0eb72b
+_ANOTHER = "choose another name, of plain letters, digits and symbols"
+
+
 def _wrong_way(tokenizer: PreTrainedTokenizerBase, name: str, token: int) -> str:
     "What goes wrong on the way from a name to its id and back; empty if nothing does."
     encoded = tokenizer.encode(name, add_special_tokens=False)
@@ -54,7 +60,7 @@ def check_tokens(
     for token, name in enumerate(names, first):
         wrong = _wrong_way(tokenizer, name, token)
         if wrong:
-            raise GTIError(f"{what}: the new token {name!r} {wrong}; choose another name, of plain letters, digits and symbols")
+            raise GTIError(f"{what}: the new token {name!r} {wrong}; {_ANOTHER}")
 
 
 def _mend_decoder(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], first: int) -> None:
@@ -63,6 +69,11 @@ def _mend_decoder(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], firs
     broken = [name for token, name in enumerate(names, first) if tokenizer.decode([token]) != name]
     if core is None or core.decoder is None or not broken:
         return
+    pretrained = [token for token, i in tokenizer.get_vocab().items() if i < first]
+    for name in broken:
+        inside = next((token for token in pretrained if name in token), None)
+        if inside is not None:
+            raise GTIError(f"new tokens: {name!r} is how this tokenizer writes part of its own token {inside!r}; {_ANOTHER}")
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
     spelled = [decoders.Replace(name, "".join(piece for piece, _ in spell(name))) for name in broken]
     core.decoder = decoders.Sequence([*spelled, core.decoder])

@@ -7,8 +7,10 @@ __all__ = ['fix_date', 'prompt_date', 'keep_date', 'Turns', 'turns_around']
 
 # %% ../../nbs/07_prompts/02_turns.ipynb #6043a45c
 import datetime
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +18,7 @@ from ..core import GTIError, read_json, write_json
 from .templates import SYSTEM
 
 # %% ../../nbs/07_prompts/02_turns.ipynb #4e3c1c64
-_DIRECTIVES = "aAbBcdDeFGHIjmMpSTuUVwWxXyY"  # of strftime, that a template may ask for
+_DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"  # of strftime, that a template may ask for
 
 
 def _with_date(
@@ -26,7 +28,8 @@ def _with_date(
     "The chat template with its function `strftime_now` replaced by one that gives this date, at midnight."
     moment = datetime.datetime.fromisoformat(date)
     written = {f"%{flag}{letter}": moment.strftime(f"%{flag}{letter}") for letter in _DIRECTIVES for flag in ("-", "")}
-    steps = "".join(f" | replace({asked!r}, {value!r})" for asked, value in written.items())
+    written = {"%%": "\0", **written, "%f": moment.strftime("%f"), "\0": "%"}  # a doubled % is one, and begins no directive
+    steps = "".join(f" | replace({json.dumps(asked)}, {json.dumps(value)})" for asked, value in written.items())
     return f"{{%- macro strftime_now(format) -%}}{{{{- format{steps} -}}}}{{%- endmacro %}}\n{chat_template}"
 
 
@@ -85,7 +88,7 @@ class Turns:
     after: str  # empty without a chat template
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]]) -> str:
     "A conversation as the chat template writes it, with the date fixed."
     chat_template = tokenizer.get_chat_template()
     date = prompt_date(tokenizer)
@@ -115,6 +118,11 @@ def _cut(text: str, user: str, answer: str) -> Turns | None:
     return Turns(text[: first[0]], first[1], text[end : second[0]], second[1], text[second[0] + len(second[1]) :])
 
 # %% ../../nbs/07_prompts/02_turns.ipynb #5a547887
+def _in_parts(turns: list[dict[str, str]]) -> list[dict[str, Any]]:
+    "Turns as templates of models that also see images take them: a list of parts, here one of text."
+    return [turn | dict(content=[dict(type="text", text=turn["content"])]) for turn in turns]
+
+
 def turns_around(
     tokenizer: PreTrainedTokenizerBase,
     name: str,  # of the template, for errors
@@ -128,13 +136,14 @@ def turns_around(
     stated = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
     folded = [{"role": "user", "content": f"{SYSTEM}\n\n{user}"}]
     problem = ""
-    for turns in (stated, folded):
+    for turns in (stated + end, folded + end, _in_parts(stated + end), _in_parts(folded + end)):
         try:
-            text = _rendered(tokenizer, turns + end)
+            text = _rendered(tokenizer, turns)
         except Exception as e:  # whatever a template raises
-            problem = f"fails ({(str(e).strip().splitlines() or [type(e).__name__])[0][:200]})"
+            problem = problem or f"fails ({(str(e).strip().splitlines() or [type(e).__name__])[0][:200]})"
             continue
-        found = _cut(text, user, answer)
+        printed = any(isinstance(turn["content"], list) and str(turn["content"]) in text for turn in turns)
+        found = None if printed else _cut(text, user, answer)
         if found is not None:
             return found
         problem = "does not write the question and the answer as they are"

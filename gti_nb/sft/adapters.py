@@ -136,7 +136,7 @@ def add_adapters(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=sorted({name.rpartition(".")[2] for name in layers}),
+        target_modules=sorted(layers),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in layers.values()),
         base_model_name_or_path=extended.model.config.name_or_path,
         task_type="CAUSAL_LM",
@@ -150,7 +150,7 @@ def add_adapters(
         _check_used(extended)
     except (ValueError, GTIError) as e:
         remove_adapters(extended)
-        why = str(e).partition(". ")[0]  # of PEFT's sentences, the one that names the layer
+        why = " ".join(str(e).split()).partition(". ")[0][:200]  # of PEFT's sentences, the one that names the layer
         raise GTIError(f"mode: {model_name(extended.model)} cannot be trained through adapters ({why}); take mode='full'") from e
     extended.model.train(extended.model.training)  # PEFT adds its layers in training mode, with dropout on
     extended.train_only(backbone=False)
