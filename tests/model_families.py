@@ -51,6 +51,17 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "SmolLM 3": ("smollm3", _LLAMA),
     "GPT-2": ("gpt2", dict(n_embd=32, n_layer=2, n_head=4, n_positions=512)),
     "GPT-NeoX": ("gpt_neox", _SIZES),
+    "GPT-Neo": (
+        "gpt_neo",
+        dict(
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=20,
+            max_position_embeddings=512,
+        ),
+    ),
     "OPT": (
         "opt",
         dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, max_position_embeddings=512, word_embed_proj_dim=16),
@@ -58,6 +69,13 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "LFM2": ("lfm2", _LLAMA | dict(layer_types=["conv", "full_attention"])),
     "BLOOM": ("bloom", dict(hidden_size=32, n_layer=2, n_head=4)),
     "Mamba": ("mamba", dict(hidden_size=32, num_hidden_layers=2, state_size=8)),
+    "Falcon H1": (
+        "falcon_h1",
+        _LLAMA
+        | dict(lm_head_multiplier=0.3, embedding_multiplier=2.0, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8)
+        | dict(mamba_d_state=8, mamba_n_groups=1),
+    ),
+    "BART": ("bart", dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4)),
     "BERT": ("bert", _SIZES),
 }
 

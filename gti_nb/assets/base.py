@@ -165,7 +165,12 @@ def _load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, dict
 
     with quiet_download():
         model, info = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]  a pair because of output_loading_info
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return model, tokenizer, info  # ty: ignore[invalid-explicit-return]  the stub allows None; at run time it is an error

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..core import GTIError, content_hash
-from .abilities import LogitRule, close, logit_rule, max_positions, read, refuse
+from .abilities import LogitRule, check_own_loss, close, logit_rule, max_positions, read, refuse
 from .rows import SplitEmbedding, SplitHead, SplitRows, trained_rows
 
 # %% ../../nbs/06_model/02_split.ipynb #0f0fd453
@@ -87,28 +86,6 @@ def _check_tables(model: PreTrainedModel, ids: torch.Tensor, n_tokens: int) -> N
         raise refuse(model, f"looks tokens up in a second table too, of {found[0].num_embeddings} rows, which has none for new tokens")
 
 
-@torch.no_grad()
-def _check_own_loss(model: PreTrainedModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
-    "Refuse a model that was trained to give something else than the next token, as the decoder of an encoder-decoder model."
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
-        return  # its own loss adds one for the balance of its experts
-    training = model.training
-    model.eval()
-    try:
-        own = model(input_ids=ids.to(model.device), labels=ids.to(model.device), use_cache=False).loss
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return  # a model may have no loss of its own
-    finally:
-        model.train(training)
-    if own is None or ids.shape[1] < 2:
-        return
-    ours, bound = cross_entropy(logits[0, :-1].float(), ids[0, 1:].to(logits.device)), 1e-3 if model.dtype == torch.float32 else 0.05
-    if abs(own - ours) > bound * ours.clamp(min=1):
-        raise refuse(model, f"has another loss ({own:.4f}) than that of the next token ({ours:.4f}), as the decoder of a pair with an encoder")
-
-
 def _check_reading(model: PreTrainedModel, n_pretrained: int, known: torch.Tensor) -> None:
     "Refuse a model that reads otherwise with split rows, cannot read a new token, or looks ahead; `known` are its logits before the split."
     head: Any = model.get_output_embeddings()
@@ -167,7 +144,7 @@ def split_modules(
     _check_tables(model, ids, n_pretrained + n_new)
     hidden, logits = read(model, ids)
     rule = logit_rule(model, head, hidden, logits)
-    _check_own_loss(model, ids, logits)
+    check_own_loss(model, ids, logits)
     with put_back_on_refusal(model):
         _put_split(model, n_pretrained, n_new, rule)
         _check_reading(model, n_pretrained, logits)

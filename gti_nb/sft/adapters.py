@@ -136,7 +136,7 @@ def add_adapters(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=sorted(layers),
+        target_modules=sorted({name.rpartition(".")[2] for name in layers}),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in layers.values()),
         base_model_name_or_path=extended.model.config.name_or_path,
         task_type="CAUSAL_LM",

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_families import plain_model
@@ -139,7 +140,7 @@ def test_a_model_that_does_something_else_is_refused_at_extend_and_left_as_it_wa
     assert model.get_input_embeddings() is embed and model.config.vocab_size == size and len(tokenizer) == 320
 
 
-@pytest.mark.parametrize("family", ["Gemma 4 E2B, E4B", "BERT"])
+@pytest.mark.parametrize("family", ["Gemma 4 E2B, E4B", "BERT", "BART"])
 def test_a_family_that_cannot_be_extended_is_left_as_it_was(family):
     model = plain_model(family)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -149,14 +150,29 @@ def test_a_family_that_cannot_be_extended_is_left_as_it_was(family):
     assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize("kind", ["AutoModel", "AutoModelForSequenceClassification"])
+def test_a_model_without_a_head_over_its_vocabulary_is_refused_by_name(kind):
+    model = getattr(transformers, kind).from_config(load_base("tiny-llama")[0].config)
+    with pytest.raises(GTIError, match=f"{type(model).__name__} \\(llama\\) has no output head over its vocabulary"):
+        ExtendedModel.extend(model, tiny_tokenizer(), SIDS)
+
+
+def test_a_model_that_a_saved_folder_could_not_give_back_is_refused_by_its_own_type():
+    text = load_base("tiny-llama")[0].config
+    vision = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14)
+    config = transformers.LlavaConfig(text_config=text, vision_config=transformers.CLIPVisionConfig(**vision), image_token_index=5)
+    with pytest.raises(GTIError, match=r"LlavaForConditionalGeneration \(llava\) is no causal language model that `AutoModelForCausalLM`"):
+        ExtendedModel.extend(transformers.LlavaForConditionalGeneration(config), tiny_tokenizer(), SIDS)
+
+
 # ---- how far it looks back
 
 
 @few
-@given(window=st.integers(2, 90), family=st.sampled_from(["Mistral", "Gemma 3", "Cohere 2", "OLMo 3"]), seed=st.integers(0, 99))
+@given(window=st.integers(2, 90), family=st.sampled_from(["Mistral", "Gemma 3", "Cohere 2", "OLMo 3", "GPT-Neo"]), seed=st.integers(0, 99))
 def test_grounding_is_exact_whatever_the_window(window, family, seed, toy):
     "Pairs shorter and longer than the window, in one batch, both directions: loss and gradient of the new rows."
-    extended = extended_model(family, sliding_window=window)
+    extended = extended_model(family, **{"window_size" if family == "GPT-Neo" else "sliding_window": window})
     extended.train_only(backbone=False)
     loss, rng = GroundingLoss(extended), np.random.default_rng(seed)
     for name in ("text_to_sid", "sid_to_title"):
@@ -293,9 +309,21 @@ def test_a_name_comes_back_as_it_was_or_is_refused_by_name(names, tmp_path):
         assert loaded.decode(loaded.encode(text, add_special_tokens=False)) == text
 
 
+def test_a_name_that_is_how_a_pretrained_token_is_written_is_refused():
+    "A byte-level decoder that spelled the name would spell a part of the pretrained token too."
+    tokenizer = load_base("smollm2-135m")[1]
+    known = tokenizer.get_vocab()
+    longer = [t for t in known if t.startswith("Ġ") and t[1:2] in "=(-*" and f"{t}=" not in known]
+    name, whole = next((t[:n], t) for t in longer for n in range(2, len(t)) if t[:n] not in known)
+    before = tokenizer.decode([known[whole]])
+    with pytest.raises(GTIError, match="is how this tokenizer writes part of its own token"):
+        add_tokens(tokenizer, [name])
+    assert tokenizer.decode([known[whole]]) == before
+
+
 @pytest.mark.parametrize("base", ["tiny-llama", "smollm2-135m"])
 def test_accents_in_names_come_back_in_the_saved_folder_too(base, tmp_path):
-    names = ["<café>", "<đem>", "<日本>", "<tool_1>", "<ação>"]
+    names = ["<café>", "<đem>", "<日本>", "<tool_1>", "<ação>", "<👩‍👧>", "<می‌خواهم>"]
     extended = ExtendedModel.extend(*load_base(base), dict.fromkeys(names, "a word"))
     extended.tokenizer.save_pretrained(tmp_path)
     text = "my <café> and<đem> café đem <日本><ação>"

@@ -1,5 +1,8 @@
 "Prompts of the real families: the whole prompt is what the family's own template and tokenizer make of the conversation."
 
+import datetime
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,10 +10,11 @@ from prompts.families import FAMILIES, family
 
 from gti_nb.core import GTIError
 from gti_nb.model.tokens import add_tokens
-from gti_nb.prompts import GROUNDING, RETRIEVAL, SFT, SYSTEM, Template, beginning, encode_template, encode_text_only, fill
+from gti_nb.prompts import GROUNDING, RETRIEVAL, SFT, SYSTEM, Template, beginning, encode_template, encode_text_only, fill, fix_date
 from gti_nb.prompts.turns import turns_around
 
 SID = ["<a_0>", "<b_1>"]
+ROLES = ("system", "user", "assistant")
 TEXT = "The Silent River"
 SLOTS = dict.fromkeys(("title", "description", "text", "intention", "preference", "query"), TEXT)
 EVERY = [*GROUNDING.values(), *SFT.values(), RETRIEVAL, Template("spaced", "The item {title} is meant.", "It is:{sid}")]
@@ -147,6 +151,45 @@ def test_other_failures_of_a_template_are_one_sentence(chat_template, why):
     assert (
         message.startswith("title_to_sid: the tokenizer's chat template") and "\n" not in message and "None for plain paragraphs" in message
     )
+
+
+PARTS = (  # as templates of models that also see images
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% for c in m.content %}"
+    "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+)
+FIRST_PART = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content[0].text + '<|im_end|>\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("chat_template", [PARTS, FIRST_PART])
+@pytest.mark.parametrize("name", ["smollm2", "qwen-2.5", "qwen-3"])
+def test_a_template_of_parts_gives_what_its_tokenizer_makes_of_parts(name, chat_template):
+    tokenizer, sid = extended_family(name)
+    tokenizer.chat_template = chat_template
+    for template in EVERY:
+        user = template.user.format(sid="".join(SID), history="".join(SID), **SLOTS)
+        answer = template.answer.format(sid="".join(SID), history="".join(SID), **SLOTS)
+        turns = [dict(role=r, content=[dict(type="text", text=t)]) for r, t in zip(ROLES, (SYSTEM, user, answer), strict=True)]
+        first, own = beginning(tokenizer), tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
+        own = own if own[: len(first)] == first else first + own
+        ids, _ = fill(encode_template(tokenizer, template), sid=sid, history=sid, **SLOTS)
+        assert ids == own[: len(ids)], template.name
+
+
+def test_a_template_that_prints_parts_as_python_does_is_not_taken():
+    tokenizer = family("smollm2")
+    tokenizer.chat_template = "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}"
+    with pytest.raises(GTIError, match="does not write the question and the answer as they are"):
+        encode_template(tokenizer, Template("plain", "Which item?", "{sid}"))
+
+
+@pytest.mark.parametrize(
+    "asked", ["%A, %d %B %Y", "%-d.%-m.%y", "100%% of %Y", "%%d %d", "%D %e %h %n%t %C %G %g %V %u", "%%%d", '"%j"', "it's %b"]
+)
+def test_a_date_is_written_as_strftime_writes_it(asked):
+    tokenizer = family("smollm2")
+    tokenizer.chat_template = "{{ strftime_now(" + json.dumps(asked) + ") }} " + tokenizer.chat_template
+    fix_date(tokenizer, "2026-07-05")
+    assert turns_around(tokenizer, "example", "Which item?", "{sid}").before.startswith(datetime.datetime(2026, 7, 5).strftime(asked) + " ")
 
 
 def test_several_named_templates_take_the_default_one():
