@@ -155,7 +155,7 @@ class _Progress:
         self.stages[stage] = cost
         self.losses += [{**record, "stage": stage} for record in losses]
         self.diagnostics[stage] = diagnose(extended.new_rows, extended.pretrained_rows, self.plan.tokens.sids)
-        if self.out_dir is not None:
+        if self.out_dir is not None and is_first_process():
             file = self.out_dir / "rows" / f"{stage}.safetensors"
             patiently(lambda: extended.save_rows(file))
 
@@ -190,7 +190,7 @@ def _ground(run: _Progress, pairs: GroundingPairs, config: GroundingConfig, prog
         plan.extended.load_rows(folder / "grounding.safetensors")
     else:
         result = ground(plan.extended, pairs, config, folder, vectors=plan.tokens.vectors, progress=progress)
-        if folder is not None and checkpoints is not None:
+        if folder is not None and checkpoints is not None and is_first_process():
             kept = dict(key=key, result=asdict(result))
             patiently(lambda: write_json(folder / "stage.json", kept))
     run.keep_result("grounding", result)
@@ -213,7 +213,7 @@ def _finetune(run: _Progress, progress: bool) -> StageResult:
     plan = run.plan
     beams = plan.config.evaluation.beams
     asked = plan.questions.get("validation")
-    measure = None if asked is None else validation(plan.extended, asked, beams, min(10, beams))
+    measure = None if asked is None else validation(plan.extended, asked, beams, min(10, beams), share=True)
     result = finetune(plan.extended, plan.batches, plan.config.sft, run.checkpoints("sft"), measure, progress=progress)
     run.keep_result("sft", result)
     return result
@@ -279,14 +279,15 @@ def _finished(plan: ArmPlan, facts: dict[str, Any], out_dir: Path) -> ArmResult 
         return None
     there = ArmResult.load(out_dir)
     if there.config == plan.config and there.facts == facts:
-        _settle(out_dir)
+        if is_first_process():
+            _settle(out_dir)
         return there
     raise GTIError(f"{out_dir}: holds the result of another arm; choose another out_dir, or remove this one")
 
 
 def _begin(plan: ArmPlan, facts: dict[str, Any], out_dir: Path | None) -> _Progress:
     "Say whose the checkpoints are before the first is written."
-    if out_dir is not None:
+    if out_dir is not None and is_first_process():
         claim_checkpoints(out_dir / "checkpoints", dict(init=plan.config.init, seed=plan.config.seed, **facts["hashes"]))
     return _Progress(plan, out_dir)
 
@@ -325,7 +326,7 @@ def _run_arm(plan: ArmPlan, out_dir: Path | None, progress: bool) -> ArmResult:
         folder = run.checkpoints("grounding_full")
         run.keep_result("grounding_full", ground_full(plan.extended, plan.pairs, config.grounding_full, folder, progress=progress))
     tuned = _finetune(run, progress)
-    found = evaluate(plan.extended, plan.questions["evaluation"], config.evaluation, plan.split, progress)
+    found = evaluate(plan.extended, plan.questions["evaluation"], config.evaluation, plan.split, progress, share=True)
     assert found.ranked is not None
     found.ranked["item_id"] = plan.tokens.dataset.items["item_id"].to_numpy()[found.ranked["item"]]
     run.stages["evaluation"] = StageCost(found.seconds, found.tokens, None)
@@ -342,6 +343,6 @@ def _run_arm(plan: ArmPlan, out_dir: Path | None, progress: bool) -> ArmResult:
         resumed=tuned.resumed,
         facts=facts,
     )
-    if run.out_dir is not None:
+    if run.out_dir is not None and is_first_process():
         _finish(result, plan, run.out_dir)
     return result

@@ -50,12 +50,15 @@ def _parser() -> argparse.ArgumentParser:
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter; may be repeated"
     )
     one.add_argument("--out-dir", help="run folder; outputs/runs/<pipeline>-<key> by default")
+    one.add_argument("--processes", type=int, metavar="N", help="train: N processes work on the arm together, as torchrun starts them")
     one.add_argument("--html", action="store_true", help="also write the executed notebook as a page")
     many = commands.add_parser("study", help="run all arms and seeds of a study file, then its report")
     many.add_argument("file", help="a YAML file such as studies/demo.yaml")
     many.add_argument("--arms", nargs="+", help="only these arms")
     many.add_argument("--seeds", nargs="+", help="these seeds instead of the file's")
     many.add_argument("--data", help="data set to tokenize instead of the file's, such as a folder of your own")
+    many.add_argument("--parallel", type=int, metavar="N", help="run N trainings at a time, each in a process of its own")
+    many.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="submit each training as a job; settings of submitit")
     many.add_argument("--out-dir", default="outputs", help="the study's folder is made in here (default: outputs)")
     for p in (one, many):
         p.add_argument("--fresh", action="store_true", help="compute again, in a new folder beside the finished run")
@@ -85,6 +88,10 @@ def _run(a: argparse.Namespace) -> None:
     given: dict = {}
     for name, text in a.parameter:
         given[name] = parse_value(spec, name, text)
+    if a.processes is not None:
+        if "processes" in given:
+            raise GTIError("processes: set twice, by --processes and by -p; keep one of the two")
+        given["processes"] = a.processes
     fold_parameters(a.pipeline, spec, given)
     done = run(a.pipeline, given, a.out_dir, fresh=a.fresh, html=a.html)
     print(printable(relative_path(done.folder)))
@@ -93,10 +100,12 @@ def _run(a: argparse.Namespace) -> None:
 def _study(a: argparse.Namespace) -> None:
     from gti_nb.runs.execute import relative_path
     from gti_nb.runs.folder import printable_table
+    from gti_nb.runs.slurm import read_settings
     from gti_nb.runs.study import study
 
+    slurm = None if a.slurm is None else read_settings(a.slurm)
     seeds = a.seeds and [parse_json(text, f"--seeds {short_repr(text, 20)}") for text in a.seeds]
-    made = study(a.file, a.arms, seeds, a.data, a.out_dir, a.fresh)
+    made = study(a.file, a.arms, seeds, a.data, a.out_dir, a.fresh, parallel=a.parallel, slurm=slurm)
     import pandas as pd
 
     from gti_nb.runs.tables import TrainedArm, metrics_table

@@ -27,6 +27,9 @@ _POINTING = {  # pipeline -> its parameters that point to something, and to what
 }
 
 
+_HOW = {"train": ("processes",)}  # pipeline -> its parameters that say how to compute, not what
+
+
 @dataclass(frozen=True)
 class Input:
     "What a parameter points to."
@@ -137,12 +140,13 @@ def _named(value: Any, label: str, inputs: Mapping[str, Input]) -> Any:
 
 def run_key(
     pipeline: str,  # the pipeline's name
-    parameters: Mapping[str, Any],  # all of its parameters; out_dir does not count
+    parameters: Mapping[str, Any],  # all of its parameters; `out_dir` and, for an arm, `processes` do not count
     inputs: Mapping[str, Input] | None = None,  # what they point to; None looks
 ) -> str:  # 16 hexadecimal digits
     "Identify what a run computes, wherever the result goes."
     inputs = inputs_of(pipeline, parameters) if inputs is None else inputs
-    named = {name: _named(value, name, inputs) for name, value in parameters.items() if name != "out_dir"}
+    how = {"out_dir", *_HOW.get(pipeline, ())}
+    named = {name: _named(value, name, inputs) for name, value in parameters.items() if name not in how}
     return content_hash(2, pipeline, gti_nb.__version__, named)
 
 # %% ../nbs/20_identity.ipynb #dc8e27a7

@@ -6,6 +6,7 @@
 __all__ = ['SECTIONS', 'PairsConfig', 'TasksConfig', 'ArmConfig', 'section_fields', 'arm_config']
 
 # %% ../nbs/16_settings.ipynb #1401a1d5
+import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,26 @@ def _grounding_full(given: dict[str, Any], grounding: dict[str, Any]) -> FullCon
     return FullConfig(**settings)
 
 
+def _check_processes(config: ArmConfig, processes: int) -> None:
+    "Refuse a number of processes that the stages cannot be shared out to."
+    check_int("processes", processes, 1)
+    for stage in ("grounding", "grounding_full", "sft"):
+        settings = getattr(config, stage)
+        parts = 1 if settings is None else processes * settings.gradient_accumulation_steps
+        if parts > 1 and settings.batch_size < parts:
+            raise GTIError(
+                f"processes: a batch of {settings.batch_size} examples ({stage}) cannot be cut into {parts} parts "
+                "(processes times gradient_accumulation_steps); use fewer processes or a larger batch_size"
+            )
+    if config.sft.fsdp and processes == 1 and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        raise GTIError("fsdp: spreads a model over several processes, but there is one; set processes too")
+
+
 def arm_config(
-    **values: Any,  # flat names as in the pipeline `train`; `tokens_dir` and `out_dir` are ignored
+    **values: Any,  # flat names as in the pipeline `train`; `tokens_dir`, `out_dir` and `processes` are no settings of an arm
 ) -> ArmConfig:
     "The settings of an arm from flat parameters and sections; refuses unknown names, wrong types and values out of range."
+    processes = values.pop("processes", None)
     values = {k: v for k, v in values.items() if k not in ("tokens_dir", "out_dir")}
     sections = _split_sections(values)
     grounding, sft, evaluation = sections["grounding"], sections["sft"], sections["evaluation"]
@@ -166,7 +183,7 @@ def arm_config(
         tasks = replace(tasks, num_train_epochs=tasks.num_train_epochs or 4.0)
     if tasks.num_train_epochs:
         sft["steps"] = 1  # replaced by `plan_arm`, which knows the number of examples
-    return ArmConfig(
+    config = ArmConfig(
         pairs=pairs,
         grounding=GroundingConfig(**grounding) if grounding.get("steps") else None,
         grounding_full=full,
@@ -176,3 +193,6 @@ def arm_config(
         preset=name,
         **values,
     )
+    if processes is not None:
+        _check_processes(config, processes)
+    return config

@@ -92,11 +92,12 @@ def evaluate(
     config: EvaluationConfig,  # beams, list lengths, measures and users with exact scores
     split: Split | None = None,  # of the users, for the slices; None leaves them out
     progress: bool = True,  # show a bar
+    share: bool = False,  # True shares the prompts out over the processes of `torchrun`, all of which have to call
 ) -> Evaluation:  # every view of the same lists
     "Search the answers to every prompt, and measure the lists in every way."
     sids = required_sids(extended)
     started = time.monotonic()
-    found, per_user = evaluate_model(extended, asked, config.beams, config.ks or None, config.measures or None, progress)
+    found, per_user = evaluate_model(extended, asked, config.beams, config.ks or None, config.measures or None, progress, share=share)
     seconds = time.monotonic() - started
     widths = sorted({int(column.split("@")[1]) for column in metric_columns(per_user)})
     evaluation = Evaluation(

@@ -23,6 +23,7 @@ from .ranking import MEASURES, check_ks, evaluate_answers, evaluate_queries, met
 from ..model.extended import ExtendedModel
 from ..prompts import retrieval_head, retrieval_prompt, row_prompts, search_prompts
 from ..sid.codes import SemanticIds
+from ..training.processes import all_rows, own_rows, process_count
 
 # %% ../../nbs/13_evaluate/07_model.ipynb #e8496807
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def query_set(
     prompts = search_prompts(extended, queries.queries["query"].iloc[rows], max_text_tokens=max_text_tokens)
     return EvaluationSet("query", which, rows, prompts, [queries.relevant[r] for r in rows], [queries.grades[r] for r in rows])
 
-# %% ../../nbs/13_evaluate/07_model.ipynb #0f6cde38
+# %% ../../nbs/13_evaluate/07_model.ipynb #5a7e11d0
 def _list_lengths(beams: int, queries: bool) -> tuple[int, ...]:
     "The usual list lengths that lists of `beams` items have."
     usual = (1, 5, 10) if queries else (5, 10, 20)
@@ -114,6 +115,24 @@ def required_sids(
     return extended.sids
 
 
+def _search(extended: ExtendedModel, asked: EvaluationSet, beams: int, progress: bool | None, rows: Sequence[int] | None = None) -> Beams:
+    "The lists of all prompts, or of some of them."
+    prompts = asked.prompts if rows is None else [asked.prompts[i] for i in rows]
+    exclude = asked.exclude if rows is None or asked.exclude is None else [asked.exclude[i] for i in rows]
+    return beam_search(extended, prompts, SidTrie(required_sids(extended)), beams=beams, exclude=exclude, progress=progress)
+
+
+def _shared_search(extended: ExtendedModel, asked: EvaluationSet, beams: int, progress: bool | None) -> Beams:
+    "The lists of all prompts, searched by all processes together."
+    if process_count() == 1:
+        return _search(extended, asked, beams, progress)
+    n = len(asked)
+    own = own_rows(n)
+    found = _search(extended, asked, beams, progress, own or [0])  # with fewer prompts than processes, some search in vain
+    parts = (values[: len(own)] for values in (found.items, found.scores, found.codes))
+    return Beams(*(all_rows(values, n, extended.device) for values in parts))
+
+# %% ../../nbs/13_evaluate/07_model.ipynb #0f6cde38
 @checked
 def evaluate_model(
     extended: ExtendedModel,  # the model; with semantic IDs
@@ -123,6 +142,7 @@ def evaluate_model(
     measures: Sequence[str] | None = None,  # names from `MEASURES`; None: recall and NDCG, for queries precision too
     progress: bool | None = False,  # show a bar; None: when it takes long
     thresholds: Mapping[str, float] | None = None,  # for queries, name -> lowest grade, as `evaluate_queries` takes it
+    share: bool = False,  # True shares the prompts out over the processes of `torchrun`, all of which have to call
 ) -> tuple[Beams, pd.DataFrame]:  # the lists, and one row per user or query as `evaluate_ranking` and `evaluate_queries` give it
     "Search the answers to every prompt and score them."
     queries = asked.kind == "query"
@@ -134,7 +154,8 @@ def evaluate_model(
         check_choice("measures", name, MEASURES)
     if thresholds and not queries:
         raise GTIError("thresholds: the targets of users have no grades; they belong to queries")
-    found = beam_search(extended, asked.prompts, SidTrie(required_sids(extended)), beams=beams, exclude=asked.exclude, progress=progress)
+    search = _shared_search if share else _search
+    found = search(extended, asked, beams, progress)
     if queries:
         return found, evaluate_queries(found, asked.answers, asked.grades, ks, asked.names, measures, thresholds)
     return found, evaluate_answers(found, asked.answers, ks, asked.names, measures)
@@ -146,12 +167,13 @@ def validation(
     asked: EvaluationSet,  # of the part "valid", or of users that are not in the test
     beams: int = 20,  # items per list
     k: int = 10,  # list length of the NDCG
+    share: bool = False,  # as in `evaluate_model`
 ) -> Callable[[], dict[str, float]]:  # without arguments; gives the NDCG by its name
     "A function for `finetune(validate=...)`: it returns the NDCG@k of the model in its current state."
     check_ks([k], beams)
 
     def evaluate() -> dict[str, float]:
-        _, frame = evaluate_model(extended, asked, beams, [k], ["ndcg"], progress=None)
+        _, frame = evaluate_model(extended, asked, beams, [k], ["ndcg"], progress=None, share=share)
         return {f"ndcg@{k}": metrics(frame)[f"ndcg@{k}"]}
 
     return evaluate

@@ -43,6 +43,7 @@ from ..model.losses import stage_flops
 from ..prompts import GROUNDING, encode_template, keep_date
 from ..training.callbacks import KeepBest
 from ..training.checkpoints import Checkpoints, is_first_process, run_key
+from ..training.processes import summed
 from ..training.stage import StageResult, train_stage
 from ..training.trainer import StageSettings
 
@@ -319,6 +320,6 @@ def ground(
     if out_dir is not None:
         _finish(extended, out_dir)
     fed, scored = batches.size(len(run.records), prefixes=loss.whole)
-    read = loss.prefixes.computed_tokens
+    read = summed(loss.prefixes.computed_tokens, extended.device)  # every process reads the prefixes of its pairs
     flops = stage_flops(extended, forward=read, through=fed, targets=scored)
     return StageResult(run.records, run.seconds, read + fed, flops, heldout, run.resumed)

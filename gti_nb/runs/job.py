@@ -59,6 +59,7 @@ class StatusLine:
         self.label = label
         self.path = path
         self.quiet = quiet
+        self.live = True  # False tells only how a run begins and ends
         self.notebook = notebook  # the executed copy, which names the cell while there is no bar
         self.start = time.monotonic()
         self.shown = 0.0
@@ -84,20 +85,20 @@ class StatusLine:
 
     def tick(self) -> None:
         "Show the current state; cheap enough to be called several times per second."
-        if self.quiet:
+        if self.quiet or not self.live:
             return
         now = time.monotonic()
-        live = sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
         if now - self.shown < 0.5:
             return
         stage, _ = self._now()
-        if not live and stage in self.stages and now - self.shown < 30:
+        if not terminal and stage in self.stages and now - self.shown < 30:
             return
         self.shown = now
         self.stages.add(stage)
         text = self.text()
         width = shutil.get_terminal_size().columns - 1
-        print(f"\r\033[K{text[:width]}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+        print(f"\r\033[K{text[:width]}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
 
     def done(self, text: str) -> None:
         "Replace the live line with the outcome."
