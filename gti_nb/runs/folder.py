@@ -288,4 +288,4 @@ def tokens_folder(
     path: str | Path,  # a run folder of the tokenize pipeline, or a folder that `tokenize` has written
 ) -> Path:
     "The folder with the data set, vectors and semantic IDs of a tokenize run."
-    return Path(path) / "tokens" if (Path(path) / "tokens").is_dir() else Path(path)
+    return Path(path) / "tokens" if os.path.isdir(Path(path) / "tokens") else Path(path)

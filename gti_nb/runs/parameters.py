@@ -170,6 +170,9 @@ def _check_type(pipeline: str, parameter: Parameter, value: Any) -> Any:
 def _check_settings(pipeline: str, values: dict[str, Any]) -> None:
     "Build the settings that a pipeline of this package will build, which checks them."
     if pipeline == "train" and "grounding" in values:
+        tokens = values.get("tokens_dir")
+        if tokens and not os.path.isdir(os.path.expanduser(tokens)):
+            raise GTIError(f"tokens_dir: got {short_repr(tokens)}, which is no folder; `gti run tokenize` makes one")
         from gti_nb.settings import arm_config  # torch is imported only when names and types are right
 
         arm_config(**values)
