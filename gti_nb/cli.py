@@ -87,6 +87,8 @@ def _run(a: argparse.Namespace) -> None:
     spec = pipeline_parameters(pipeline_path(a.pipeline))
     given: dict = {}
     for name, text in a.parameter:
+        if name in given:
+            raise GTIError(f"-p {short_repr(name, 60)}: set twice; keep one of the two")
         given[name] = parse_value(spec, name, text)
     if a.processes is not None:
         if "processes" in given:

@@ -134,7 +134,10 @@ def fold_parameters(
             _set_once(folded, f"{name}_{entry}", value, f"{pipeline}: {name}_{entry}")
         elif "." in entry:
             outer, _, inner = entry.partition(".")
-            folded.setdefault(name, {}).setdefault(outer, {})[inner] = value
+            place = folded.setdefault(name, {}).setdefault(outer, {})
+            if not isinstance(place, dict):
+                raise GTIError(f"{pipeline}: {name}.{outer}: set twice, as {short_repr(place)} and with {name}.{entry}; keep one of the two")
+            _set_once(place, inner, value, f"{pipeline}: {name}.{entry}")
         else:
             _set_once(folded.setdefault(name, {}), entry, value, f"{pipeline}: {name}.{entry}")
     return folded
