@@ -168,7 +168,8 @@ class NotebookJob(threading.Thread):
         self.error: BaseException | None = None
         self.ended = threading.Event()  # `join` is no substitute: after an interrupt it reports a living thread as ended (Python 3.11)
         self.progress_file = progress_file
-        self.kernel = _kernel_class({"GTI_PROGRESS": str(progress_file), UNDER_RUN: str(output.parent)})
+        waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stall each other on a busy machine
+        self.kernel = _kernel_class({"GTI_PROGRESS": str(progress_file), UNDER_RUN: str(output.parent), "OMP_WAIT_POLICY": waiting})
         self.watch = KernelWatch()
 
     def run(self) -> None:

@@ -139,7 +139,8 @@ def fold_parameters(
                 raise GTIError(f"{pipeline}: {name}.{outer}: set twice, as {short_repr(place)} and with {name}.{entry}; keep one of the two")
             _set_once(place, inner, value, f"{pipeline}: {name}.{entry}")
         else:
-            _set_once(folded.setdefault(name, {}), entry, value, f"{pipeline}: {name}.{entry}")
+            own = dict(value) if isinstance(value, Mapping) else value  # entries with two dots are added to it
+            _set_once(folded.setdefault(name, {}), entry, own, f"{pipeline}: {name}.{entry}")
     return folded
 
 
