@@ -136,7 +136,7 @@ def fold_parameters(
             outer, _, inner = entry.partition(".")
             place = folded.setdefault(name, {}).setdefault(outer, {})
             if not isinstance(place, dict):
-                raise GTIError(f"{pipeline}: {name}.{outer}: set twice, as {short_repr(place)} and with {name}.{entry}; keep one of the two")
+                raise GTIError(f"{pipeline}: {name}.{outer}: set twice, as {short_repr(place)} and with {name}.{entry}; keep one")
             _set_once(place, inner, value, f"{pipeline}: {name}.{entry}")
         else:
             own = dict(value) if isinstance(value, Mapping) else value  # entries with two dots are added to it
