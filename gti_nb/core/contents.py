@@ -26,7 +26,7 @@ def cache_dir() -> Path:  # absolute path; the folder may not exist yet
     "Folder of fetched and converted assets, vectors and hashes: `$GTI_CACHE`, else the user's cache folder."
     import platformdirs
 
-    return Path(os.environ.get("GTI_CACHE") or platformdirs.user_cache_dir("gti-nb", appauthor=False)).expanduser().absolute()
+    return Path(os.path.expanduser(os.environ.get("GTI_CACHE") or platformdirs.user_cache_dir("gti-nb", appauthor=False))).absolute()
 
 # %% ../../nbs/00_core/05_contents.ipynb #8c9845b7
 _SETTLED = 2 * 10**9  # nanoseconds after which the next change of a file certainly has another time
@@ -129,7 +129,7 @@ def path_hashes(
     skip: Callable[[str], bool] | None = None,  # True for the path of a file or folder that does not count; None counts every one
 ) -> dict[str, str]:  # name from the top of the folder, with / -> SHA-256; the name of a single file is its suffix
     "Hash every file below a folder, or a single file; a hash is kept while size, times and inode stay the same."
-    root = Path(path).expanduser().absolute()
+    root = Path(os.path.expanduser(path)).absolute()
     if root.is_file():
         return _hash_files(root, {_shown(root.suffix): str(root)})
     found: dict[str, str] = {}
@@ -150,7 +150,7 @@ def changed_files(
     expected: Mapping[str, str],  # name -> SHA-256, as `path_hashes` gave it
 ) -> list[str]:  # empty when all files are as they were
     "Name the files that are missing or have other bytes than they had."
-    root = Path(folder).expanduser().absolute()
+    root = Path(os.path.expanduser(folder)).absolute()
     paths = {name: root / _unshown(name) for name in expected}
     there = {name: str(path) for name, path in paths.items() if path.is_file()}
     found = _hash_files(root, there)

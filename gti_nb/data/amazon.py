@@ -300,7 +300,7 @@ def amazon_2023_tables(
     "A category of Amazon Reviews 2023 (Hou et al., 2024): streamed once, then read from the cache folder."
     root = str(root or os.environ.get("GTI_AMAZON_2023") or _AMAZON_2023)
     if "://" not in root:
-        root = str(Path(root).expanduser().absolute())
+        root = str(Path(os.path.expanduser(root)).absolute())
     files = _amazon_2023_files(category, core, root)
     missing = [f for f in files if "://" not in f and not Path(f).is_file()]
     if missing:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import GTIError, check_choice, check_int, check_type, read_yaml, short_repr
-from ..identity import run_key
+from ..identity import inputs_of, run_key
 from .execute import run
 from .folder import Run
 from .kernel import clock
@@ -147,6 +147,15 @@ def _one_by_one(jobs: list[Job], quiet: bool) -> list[Run]:
     return made
 
 # %% ../../nbs/22_runs/07_study.ipynb #3e1d0c5b
+def _check_bases(path: str | Path, plan: Study) -> None:
+    "Look for the base of every arm now, not after an hour of other arms."
+    for arm, parameters in plan.arms.items():
+        try:
+            inputs_of("train", {"base": parameters["base"]} if "base" in parameters else {})
+        except GTIError as e:
+            raise GTIError(f"{path}: arm {arm}: {e}") from e
+
+
 def study(
     path: str | Path,  # a study file
     arms: list[str] | None = None,  # only these arms
@@ -162,6 +171,7 @@ def study(
     if parallel is not None:
         check_int("parallel", parallel, 1)
     plan = read_study(path, arms, seeds, data)
+    _check_bases(path, plan)
     root, tags = Path(out_dir) / plan.name, {"study": plan.name}
     executor = None if slurm is None else slurm_executor(slurm, root / ".slurm")
     total = len(plan.plan()) + 1 + plan.report

@@ -141,3 +141,28 @@ def test_truncated_weights_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(GTIError, match="cannot be loaded"):
         load_base(tmp_path)
+
+
+def test_a_base_that_holds_no_model_is_refused_before_its_files_are_read(tmp_path, monkeypatch):
+    "Not a home folder hashed for hours."
+    from gti_nb.assets.base import asset_source
+
+    monkeypatch.chdir(tmp_path)
+    for name in (".", str(tmp_path), tmp_path):
+        with pytest.raises(GTIError, match="no config.json in it"):
+            asset_source(name, "model")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(GTIError, match="a file, expected a folder"):
+        asset_source("notes.txt", "model")
+    for kind in ("model", "encoder", "data"):
+        with pytest.raises(GTIError, match=f"{kind}: got ''"):
+            asset_source("", kind)
+        with pytest.raises(GTIError, match="nobody-of-this-name"):
+            asset_source("~nobody-of-this-name/model", kind)
+
+
+def test_a_cache_in_the_home_of_nobody_has_a_path(monkeypatch):
+    from gti_nb.core.contents import cache_dir
+
+    monkeypatch.setenv("GTI_CACHE", "~nobody-of-this-name/cache")
+    assert cache_dir().name == "cache"

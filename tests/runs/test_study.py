@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gti_nb.core import GTIError
-from gti_nb.runs.study import Study, read_study
+from gti_nb.runs.study import Study, read_study, study
 
 VALID = """
 name: tiny
@@ -118,3 +118,14 @@ def test_any_file_is_a_study_or_named(file, data):
         assert isinstance(read_study(file), Study)
     except GTIError as e:
         assert "s.yaml" in str(e) and "Traceback" not in str(e)
+
+
+@pytest.mark.parametrize(
+    "base, said", [("no-such-folder", "no such file or folder"), (".", "no config.json in it"), ("''", "model: got ''")]
+)
+def test_a_base_of_a_later_arm_that_is_not_there_ends_a_study_before_its_first_run(tmp_path, monkeypatch, base, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(VALID.replace("init: mean}", "init: mean}\n  other: {base: " + base + "}", 1))
+    with pytest.raises(GTIError, match=f"s.yaml: arm other: .*{said}"):
+        study("s.yaml", quiet=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"]
