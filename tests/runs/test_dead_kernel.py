@@ -1,4 +1,4 @@
-"A kernel that is killed is explained; a line that shows progress never stands still on something that has ended."
+"A kernel that is killed is explained; the progress line never shows a stage that has ended."
 
 import json
 import os
